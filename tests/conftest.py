@@ -1,0 +1,165 @@
+"""Strict by default: eight devices, no implicit promotion, warnings are errors.
+
+Which warnings are excepted stands in pyproject.toml, each with its reason.
+"""
+
+import os
+
+# Before JAX is imported: a CPU with eight devices, so that sharding is real.
+# Compiling takes most of the time, so it is told not to try hard.
+os.environ['XLA_FLAGS'] = (
+    os.environ.get('XLA_FLAGS', '')
+    + ' --xla_force_host_platform_device_count=8'
+    + ' --xla_backend_optimization_level=0')
+os.environ['JAX_PLATFORMS'] = 'cpu'
+
+import pathlib
+
+from flax import traverse_util
+import gin
+import jax
+import jax.numpy as jnp
+import numpy as np
+from prompt_tuning import prompts
+from prompt_tuning.train import layers
+from prompt_tuning.train import numpy_checkpoints
+from prompt_tuning.train import prompts as train_prompts
+import pytest
+from t5x import adafactor
+from t5x import decoding
+from t5x import metrics as metrics_lib
+from t5x import models
+from t5x import optimizers
+from t5x import partitioning
+from t5x import train_state
+from t5x import trainer as trainer_lib
+from t5x.examples.t5 import network
+
+SHARED = pathlib.Path(__file__).parents[2] / 'shared' / 'data'
+
+
+@pytest.fixture(autouse=True)
+def strict_jax():
+  """Implicit dtype and rank promotion raise."""
+  with jax.numpy_dtype_promotion('strict'), jax.numpy_rank_promotion('raise'):
+    yield
+
+
+@pytest.fixture(autouse=True)
+def clean_gin():
+  """No configuration leaks from one test to the next."""
+  gin.clear_config(clear_constants=False)
+  yield
+  gin.clear_config(clear_constants=False)
+
+
+@pytest.fixture(scope='session')
+def shared_data() -> pathlib.Path:
+  """Published artifacts; the tests that need them are skipped without."""
+  if not SHARED.is_dir():
+    pytest.skip(f'{SHARED} is not there')
+  return SHARED
+
+
+class Tiny:
+  """A T5 of 8 x 2 widths that compiles in a second."""
+
+  SHAPES = {'encoder_input_tokens': (8, 6), 'decoder_input_tokens': (8, 4),
+            'decoder_target_tokens': (8, 4), 'decoder_loss_weights': (8, 4)}
+
+  class Vocabulary:
+    eos_id = 1
+
+  def config(self, **changes):
+    sizes = {
+        'vocab_size': 32, 'emb_dim': 8, 'num_heads': 2, 'head_dim': 4,
+        'num_encoder_layers': 2, 'num_decoder_layers': 2, 'mlp_dim': 16,
+        'mlp_activations': ('gelu', 'linear'), 'dropout_rate': 0.0}
+    return network.T5Config(**sizes | changes)
+
+  def optimizer(self, *regexes, definition=None):
+    definition = definition or adafactor.Adafactor(
+        multiply_by_parameter_scale=False)
+    if not regexes:
+      return definition
+    keep = numpy_checkpoints.match_any(regexes)
+    return optimizers.MultiOptimizer(
+        [(traverse_util.ModelParamTraversal(keep), definition)])
+
+  def module(self, prompt_length=0, **changes):
+    config = self.config(**changes)
+    if not prompt_length:
+      return network.Transformer(config)
+    def prompt():
+      return train_prompts.Prompt(prompts.Prompt(prompt_length))
+    def encoder(**kwargs):
+      return layers.PromptEncoder(prompt_factory=prompt, **kwargs)
+    return layers.PromptEncoderDecoder(config, encoder_factory=encoder)
+
+  def model(self, *regexes, prompt_length=0, definition=None, **changes):
+    return models.EncoderDecoderModel(
+        self.module(prompt_length, **changes), self.Vocabulary(),
+        self.Vocabulary(), self.optimizer(*regexes, definition=definition),
+        decode_fn=decoding.temperature_sample)
+
+  def batch(self, seed=0, vocab_size=32):
+    rng = np.random.default_rng(seed)
+    batch = {name: rng.integers(1, vocab_size, shape).astype(np.int32)
+             for name, shape in self.SHAPES.items()}
+    batch['encoder_input_tokens'][:, 4:] *= rng.integers(0, 2, (8, 1))
+    batch['decoder_target_tokens'][:, 3:] *= rng.integers(0, 2, (8, 1))
+    targets = batch['decoder_target_tokens']
+    batch['decoder_input_tokens'] = np.pad(targets, ((0, 0), (1, 0)))[:, :-1]
+    batch['decoder_loss_weights'] = (targets > 0).astype(np.float32)
+    return batch
+
+  def values(self, infos, seed=0):
+    """Random parameters by path; from numpy, which needs no compilation."""
+    rng = np.random.default_rng(seed)
+    return {
+        path: (rng.normal(size=info.shape) / np.sqrt(info.shape[0])
+               + path.endswith('scale')).astype(info.dtype)
+        for path, info in sorted(infos.items())}
+
+  def params(self, module, seed=0):
+    """Random nested parameters of a module."""
+    ids = jnp.ones((1, 2), jnp.int32)
+    infos = train_state.describe(
+        lambda key: module.init(key, ids, ids, ids, enable_dropout=False),
+        self.optimizer())
+    return jax.tree.map(
+        jnp.asarray, train_state.nested(self.values(infos, seed)))
+
+  def start(self, model, partitions=1, first_step=0, seed=0, **trainer):
+    """A trainer and a fresh state."""
+    partitioner = partitioning.PjitPartitioner(
+        partitions, logical_axis_rules=partitioning.standard_logical_axis_rules(
+            additional_rules=(('prompt', None), ('prompt_embed', None))))
+    made = trainer_lib.Trainer(
+        model, partitioner, first_step=first_step,
+        base_key=jax.random.key(seed + 1),
+        learning_rate_fn=lambda step: jnp.float32(0.3), **trainer)
+    def init(key):
+      return model.get_initial_variables(key, self.SHAPES)
+    infos = train_state.describe(init, model.optimizer_def)
+    placement = train_state.shardings(infos, partitioner)
+    template = train_state.template(infos, placement, made.optimizer)
+    values = jax.device_put(self.values(infos, seed), placement)
+    return made, train_state.create(
+        first_step, values, template, made.optimizer)
+
+  def steps(self, trainer, state, count, seed=0):
+    """The state after some steps, and the metrics of each."""
+    rows = []
+    for i in range(count):
+      batch = trainer.partitioner.global_batch(self.batch(seed + i))
+      state, metrics = trainer.train(state, batch)
+      rows.append(metrics_lib.compute(metrics_lib.set_time(
+          metrics_lib.to_host(metrics), 1.0)))
+    return state, rows
+
+
+@pytest.fixture(scope='session')
+def tiny() -> Tiny:
+  """Builders of tiny models, batches and runs."""
+  return Tiny()
