@@ -1,0 +1,1 @@
+"""The T5 family as Flax linen modules."""

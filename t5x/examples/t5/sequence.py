@@ -1,0 +1,72 @@
+"""The one value that a stack of blocks consumes.
+
+An encoder or decoder first turns tokens into a `Sequence`; the blocks see
+nothing else. Whoever makes the sequence longer (a soft prompt) moves all of its
+fields together, so masks, relative positions and what the decoder sees of the
+encoder cannot disagree.
+"""
+
+from typing import Self
+
+import flax.struct
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+@flax.struct.dataclass
+class Sequence:
+  """An embedded sequence and everything that must stay in step with it.
+
+  One row, before and after a prompt of P = 2 is put in front:
+
+    x           a  b  c  .  .          p  q  a  b  c  .  .
+    valid       1  1  1  0  0          1  1  1  1  1  0  0
+    positions   0  1  2  3  4          0  1  2  3  4  5  6
+
+  Attributes:
+    x: embeddings, `[B, T, H]`.
+    valid: True where there is a token, False on padding, `[B, T]`.
+    positions: places for relative attention, `[1, T]` when they are the same in
+      every row and `[B, T]` when not.
+    segments: which packed example each place belongs to, from 1, `[B, T]`; None
+      when a row holds one example.
+  """
+
+  x: Float[Array, 'B T H']
+  valid: Bool[Array, 'B T']
+  positions: Int[Array, '#B T']
+  segments: Int[Array, 'B T'] | None = None
+
+  @classmethod
+  def create(
+      cls,
+      x: Float[Array, 'B T H'],
+      valid: Bool[Array, 'B T'],
+      positions: Int[Array, '#B T'] | None = None,
+      segments: Int[Array, 'B T'] | None = None,
+  ) -> Self:
+    """A sequence whose positions count from zero unless they are given."""
+    if positions is None:
+      positions = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
+    return cls(x, valid, positions, segments)
+
+  def visible_from(self, queries: 'Sequence') -> Bool[Array, 'B 1 #Q T']:
+    """Which places of this sequence each place of `queries` may attend to.
+
+    Args:
+      queries: the attending sequence, Q long; itself for self-attention.
+
+    Returns:
+      True where attention is allowed. Without segments it does not depend on
+      the query and its query axis has length one.
+    """
+    visible = self.valid[:, None, None, :]
+    if self.segments is None or queries.segments is None:
+      return visible
+    same = queries.segments[:, None, :, None] == self.segments[:, None, None, :]
+    return visible & same
+
+  def causal_from(self, queries: 'Sequence') -> Bool[Array, '#B 1 Q T']:
+    """True where a place of this sequence is not after the query's."""
+    return (self.positions[:, None, None, :]
+            <= queries.positions[:, None, :, None])
