@@ -1,0 +1,380 @@
+"""The state a run starts from.
+
+In this order: the run's own last save, else the initial checkpoint, else fresh
+values. The frozen part is never in a save; it always comes from where the run
+took it at first, and its fingerprint must not have changed.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import logging
+
+import jax
+from jax.experimental import multihost_utils
+from jaxtyping import Array
+import numpy as np
+from t5x import checkpoints
+from t5x import fingerprint
+from t5x import models
+from t5x import partitioning
+from t5x import state_utils
+from t5x import train_state as train_state_lib
+from t5x import trainer as trainer_lib
+
+LazyArray = checkpoints.LazyArray
+Parameters = train_state_lib.Parameters
+ParameterInfos = train_state_lib.ParameterInfos
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+  """What is decided before any parameter is read.
+
+  Attributes:
+    seed: of initialisation, dropout and data order.
+    first_step: absolute step at which the run began, or now begins.
+    resume_from: the run's last save; None when it begins.
+    record: the record of that save.
+    initial_checkpoint: folder of the initial checkpoint; None for fresh values.
+    step: absolute step of the state that the process will start with.
+  """
+
+  seed: int
+  first_step: int
+  resume_from: str | None = None
+  record: checkpoints.RunRecord | None = None
+  initial_checkpoint: str | None = None
+  step: int = 0
+
+  def keys(self, hardware: bool = False) -> tuple[Array, Array]:
+    """Keys of initialisation and of dropout.
+
+    Args:
+      hardware: use the hardware's generator.
+
+    Returns:
+      Two random keys that depend on the seed alone.
+    """
+    implementation = 'unsafe_rbg' if hardware else 'threefry2x32'
+    init_key, dropout_key = jax.random.split(
+        jax.random.key(self.seed, impl=implementation))
+    return init_key, dropout_key
+
+  def last_step(
+      self, total_steps: int | None, relative_steps: int | None
+  ) -> int:
+    """The absolute step to stop at.
+
+    Args:
+      total_steps: `TRAIN_STEPS`.
+      relative_steps: `TRAIN_STEPS_RELATIVE`; wins if it is set.
+
+    Returns:
+      An absolute step. A run that has already reached it is complete.
+
+    Raises:
+      ValueError: if no step lies between here and there.
+    """
+    if relative_steps is not None:
+      total_steps = self.first_step + relative_steps
+    if total_steps is None:
+      raise ValueError('Neither TRAIN_STEPS nor TRAIN_STEPS_RELATIVE is set.')
+    begun = self.resume_from is not None
+    done = total_steps == self.step
+    if total_steps < self.step or (done and not begun):
+      raise ValueError(
+          f'TRAIN_STEPS is {total_steps:,}, but the run is at step {self.step:,} '
+          f'({self.resume_from or self.initial_checkpoint or "from scratch"}). '
+          'It counts absolute steps, pretraining included; set it above '
+          f'{self.step:,}, or set TRAIN_STEPS_RELATIVE.')
+    return total_steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+  """A state to train from, and where it came from.
+
+  Attributes:
+    state: the state.
+    record: what every save of the run repeats.
+    initial: the trainable parameters as the run began with them, for measuring
+      how far they move; empty when everything is trainable.
+    infos: what is known of every parameter.
+  """
+
+  state: train_state_lib.TrainState
+  record: checkpoints.RunRecord
+  initial: Mapping[str, np.ndarray]
+  infos: ParameterInfos
+
+
+def find_origin(
+    model_dir: str,
+    restore: checkpoints.RestoreCheckpointConfig | None,
+    seed: int | None,
+) -> Origin:
+  """Decides where a run starts from.
+
+  Args:
+    model_dir: the run's folder.
+    restore: its initial checkpoint; None or without a path for fresh values.
+    seed: the seed asked for; None takes the run's own, or draws one.
+
+  Returns:
+    The decision.
+
+  Raises:
+    CheckpointError: if a checkpoint is missing or damaged, or the run was
+      begun with another seed.
+  """
+  initial = None
+  if restore is not None and restore.path:
+    initial = checkpoints.find_checkpoint(_single(restore.path))
+    logging.info('The initial checkpoint is %s.', initial)
+  step = checkpoints.latest_step(model_dir)
+  if step is None:
+    first_step = 0 if initial is None else _step_of(initial)
+    return Origin(
+        _drawn_seed() if seed is None else seed, first_step,
+        initial_checkpoint=initial, step=first_step)
+  last = checkpoints.get_checkpoint_dir(model_dir, step)
+  record = checkpoints.read_record(last)
+  if seed not in (None, record.seed):
+    raise checkpoints.CheckpointError(
+        f'{model_dir} holds a run with seed {record.seed}, but RANDOM_SEED is '
+        f'{seed}. Use another MODEL_DIR to start a new run, or that seed to '
+        'continue.')
+  return Origin(
+      record.seed, record.first_step, last, record, initial, step)
+
+
+def _drawn_seed() -> int:
+  """A seed from the system, the same in all processes."""
+  seed = np.random.SeedSequence().generate_state(1)[0] >> 1
+  if jax.process_count() > 1:
+    seed = multihost_utils.broadcast_one_to_all(np.int32(seed))
+  return int(seed)
+
+
+def _single(path: str | Sequence[str] | None) -> str:
+  """The one path of a restore configuration."""
+  paths = [path] if isinstance(path, str) else list(path or ())
+  if len(paths) != 1:
+    raise checkpoints.CheckpointError(
+        f'RestoreCheckpointConfig.path is {path!r}; expected one path.')
+  return paths[0]
+
+
+def _step_of(directory: str) -> int:
+  """The step of a checkpoint."""
+  arrays = checkpoints.open_checkpoint(directory)
+  return int(arrays['state/step'].get()) if 'state/step' in arrays else 0
+
+
+def load_parameters(
+    infos: ParameterInfos,
+    placement: Mapping[str, partitioning.NamedSharding],
+    restore: checkpoints.RestoreCheckpointConfig | None,
+    directory: str | None,
+    init: Callable[[list[str]], Parameters],
+) -> Parameters:
+  """All parameters: from the initial checkpoint, and fresh where it is ruled.
+
+  Args:
+    infos: what is known of every parameter.
+    placement: where every parameter lives.
+    restore: the rules; see `RestoreCheckpointConfig`.
+    directory: the initial checkpoint; None initialises everything.
+    init: from paths to fresh values.
+
+  Returns:
+    The parameters, placed.
+
+  Raises:
+    CheckpointError: if a parameter is in neither, or has another shape.
+  """
+  if directory is None or restore is None:
+    return init(list(infos))
+  arrays = with_stacked_layers(checkpoints.open_checkpoint(directory), infos)
+  names = {f'target/{path}': path for path in infos}
+  sources = state_utils.resolve_assignment_map(
+      list(names), arrays, restore.assignment_map)
+  if missing := sorted(names.keys() - sources.keys()):
+    raise checkpoints.CheckpointError(
+        f'{directory} has no {missing[0]!r} ({len(missing)} of the '
+        f"model's {len(names)} parameters are missing). Nearest: "
+        f'{state_utils.nearest(missing[0], arrays)}. Map it with '
+        'RestoreCheckpointConfig.assignment_map, or name None there to '
+        'initialise it.')
+  fresh = [names[name] for name, source in sources.items() if source is None]
+  if fresh and not restore.fallback_to_scratch:
+    raise checkpoints.CheckpointError(
+        f'The assignment map leaves {fresh[0]!r} without a value; set '
+        'RestoreCheckpointConfig.fallback_to_scratch = True to initialise it.')
+  restored = {}
+  for name, source in sources.items():
+    if source is None:
+      continue
+    path = names[name]
+    if arrays[source].shape != infos[path].shape:
+      raise checkpoints.CheckpointError(
+          f'{directory}: {source} has shape {list(arrays[source].shape)}, but '
+          f'the model has {list(infos[path].shape)}. Use the model file of the '
+          "checkpoint's size.")
+    restored[path] = arrays[source].put(
+        placement[path], restore.dtype or infos[path].dtype)
+  return init(fresh) | restored
+
+
+def with_stacked_layers(
+    arrays: Mapping[str, LazyArray], infos: ParameterInfos
+) -> dict[str, LazyArray]:
+  """Adds stacked views of per-layer entries that a scanned model wants.
+
+  `encoder/encoder/mlp/wo/kernel` of a scanned model is `encoder/layers_0/mlp/
+  wo/kernel`, `encoder/layers_1/...` in a checkpoint without scanning.
+
+  Args:
+    arrays: a checkpoint.
+    infos: the model's parameters; an axis named `layers` is a stack.
+
+  Returns:
+    The checkpoint's entries and the views, each read layer by layer.
+  """
+  views = dict(arrays)
+  for path, info in infos.items():
+    if f'target/{path}' in arrays or 'layers' not in info.axes:
+      continue
+    axis = info.axes.index('layers')
+    stack, _, rest = path.split('/', 2)
+    layers = [arrays.get(f'target/{stack}/layers_{i}/{rest}')
+              for i in range(info.shape[axis])]
+    if all(layer is not None for layer in layers):
+      views[f'target/{path}'] = _stacked(f'target/{path}', layers, axis)
+  return views
+
+
+def _stacked(name: str, layers: list[LazyArray], axis: int) -> LazyArray:
+  """Several arrays as one with a new axis."""
+  shape = list(layers[0].shape)
+  shape.insert(axis, len(layers))
+
+  def read_slice(index: tuple[slice, ...]) -> np.ndarray:
+    rest = index[:axis] + index[axis + 1:]
+    chosen = layers[index[axis]]
+    return np.stack([layer.read_slice(rest) for layer in chosen], axis)
+
+  return LazyArray(name, tuple(shape), layers[0].dtype, read_slice)
+
+
+def start(
+    origin: Origin,
+    *,
+    trainer: trainer_lib.Trainer,
+    input_shapes: Mapping[str, tuple[int, ...]],
+    restore: checkpoints.RestoreCheckpointConfig | None,
+    init_key: Array,
+) -> Start:
+  """Builds the state that `origin` decided on.
+
+  Args:
+    origin: the decision.
+    trainer: gives model, mesh and optimiser.
+    input_shapes: shapes of a batch.
+    restore: rules for the initial checkpoint.
+    init_key: random key of fresh values.
+
+  Returns:
+    The start.
+
+  Raises:
+    CheckpointError: if something cannot be restored, or the frozen model is
+      not the one that the run began with.
+    ValueError: if the optimiser selects no parameter.
+  """
+  def init_fn(key: Array):
+    return trainer.model.get_initial_variables(key, input_shapes)
+
+  infos = train_state_lib.describe(init_fn, trainer.model.optimizer_def)
+  placement = train_state_lib.shardings(infos, trainer.partitioner)
+  template = train_state_lib.template(infos, placement, trainer.optimizer)
+  if origin.record is not None and not template.frozen:
+    state = checkpoints.restore_run(origin.resume_from, template)
+    return Start(state, origin.record, {}, infos)
+
+  parameters = load_parameters(
+      infos, placement, restore, origin.initial_checkpoint,
+      lambda paths: train_state_lib.initialize(
+          init_fn, init_key, paths, placement))
+  state = train_state_lib.create(
+      origin.first_step, parameters, template, trainer.optimizer)
+  initial, base = {}, None
+  if state.frozen:
+    initial = jax.device_get(state.trainable)
+    base = checkpoints.BaseRecord(
+        origin.initial_checkpoint, origin.first_step,
+        fingerprint.fingerprint(state.frozen))
+  if origin.record is None:
+    record = checkpoints.RunRecord(origin.first_step, origin.seed, base=base)
+    return Start(state, record, initial, infos)
+  _require_same_base(origin.record.base, base, origin.resume_from)
+  state = checkpoints.restore_run(origin.resume_from, state)
+  return Start(state, origin.record, initial, infos)
+
+
+def _require_same_base(
+    recorded: checkpoints.BaseRecord | None,
+    found: checkpoints.BaseRecord | None,
+    save: str | None,
+) -> None:
+  """Fails if a run would go on with another frozen model."""
+  if recorded is None or found is None or (
+      recorded.fingerprint != found.fingerprint):
+    raise checkpoints.CheckpointError(
+        f'{save} was trained on the frozen model {recorded and recorded.path} '
+        f'({recorded and recorded.fingerprint[:12]}), but this run would '
+        f'continue it on {found and found.path} '
+        f'({found and found.fingerprint[:12]}). Set INITIAL_CHECKPOINT_PATH to '
+        'the first, or use another MODEL_DIR.')
+
+
+def inference_state(
+    model: models.BaseModel,
+    partitioner: partitioning.PjitPartitioner,
+    restore: checkpoints.RestoreCheckpointConfig,
+    input_shapes: Mapping[str, tuple[int, ...]],
+    seed: int | None,
+) -> train_state_lib.TrainState:
+  """Parameters without an optimiser.
+
+  Args:
+    model: gives the parameters' shapes.
+    partitioner: gives the mesh.
+    restore: the checkpoint and its rules.
+    input_shapes: shapes of some batch.
+    seed: of parameters that the rules leave to their initialisers; None
+      forbids such rules.
+
+  Returns:
+    A state at the checkpoint's step that counts everything as frozen.
+
+  Raises:
+    CheckpointError: if something cannot be restored.
+  """
+  if restore.fallback_to_scratch and seed is None:
+    raise checkpoints.CheckpointError(
+        'RestoreCheckpointConfig.fallback_to_scratch needs a seed: set '
+        'evaluate.fallback_init_rng or infer.fallback_init_rng.')
+
+  def init_fn(key: Array):
+    return model.get_initial_variables(key, input_shapes)
+
+  infos = train_state_lib.describe(init_fn, model.optimizer_def)
+  placement = train_state_lib.shardings(infos, partitioner)
+  directory = checkpoints.find_checkpoint(_single(restore.path))
+  parameters = load_parameters(
+      infos, placement, restore, directory,
+      lambda paths: train_state_lib.initialize(
+          init_fn, jax.random.key(seed or 0), paths, placement))
+  step = jax.device_put(np.int32(_step_of(directory)), partitioner.sharding())
+  return train_state_lib.TrainState(step, {}, parameters, ())
