@@ -1,0 +1,185 @@
+"""Evaluation during and after training, on a mesh."""
+
+from collections.abc import Iterator, Mapping
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+from t5x import datasets
+from t5x import loop
+from t5x import metric_writers
+from t5x import metrics as metrics_lib
+from t5x import models
+from t5x import partitioning
+from t5x import train_state as train_state_lib
+from t5x import trainer as trainer_lib
+
+TrainState = train_state_lib.TrainState
+
+
+class TrainingEvaluation:
+  """A hook: the training metrics on other data, without dropout."""
+
+  def __init__(
+      self,
+      trainer: trainer_lib.Trainer,
+      batches: Mapping[str, Any],
+      folder: metric_writers.RunFolder,
+  ):
+    """Opens a writer per task.
+
+    Args:
+      trainer: computes the metrics.
+      batches: from task name to a dataset of batches.
+      folder: where figures go.
+    """
+    self._trainer = trainer
+    self._batches = batches
+    self._say = folder.say
+    self._writers = {
+        name: folder.writers(f'training_eval/{name}') for name in batches}
+
+  def __call__(self, moment: loop.Moment) -> None:
+    """Evaluates every task and writes a row for each."""
+    for name, dataset in self._batches.items():
+      total: metrics_lib.Metrics | None = None
+      for batch in datasets.numpy_batches(dataset):
+        placed = self._trainer.partitioner.global_batch(batch)
+        total = metrics_lib.merge(total, metrics_lib.to_host(
+            self._trainer.eval(moment.state, placed)))
+      timeless = {k: m for k, m in (total or {}).items()
+                  if not isinstance(m, metrics_lib.TimeRate)}
+      row = metrics_lib.compute(timeless)
+      self._writers[name].write(moment.step, row)
+      self._say(f'step {moment.step:,}  {name}: loss {row["loss"]:.4g}  '
+                f'accuracy {row["accuracy"]:.4g}')
+
+
+class InferenceRunner:
+  """Runs a model's predictions or scores over enumerated datasets."""
+
+  def __init__(
+      self,
+      model: models.BaseModel,
+      partitioner: partitioning.PjitPartitioner,
+      batch_size: int,
+  ):
+    """Nothing is compiled before the first batch.
+
+    Args:
+      model: gives the step functions.
+      partitioner: gives the mesh.
+      batch_size: rows per batch.
+    """
+    self._partitioner = partitioner
+    self._layout = partitioner.data_layout(batch_size)
+    # Every process gets whole results.
+    whole = {'out_shardings': partitioner.sharding()}
+    self._steps = {
+        'predict': jax.jit(model.predict_batch, **whole),
+        'predict_with_aux': jax.jit(model.predict_batch_with_aux, **whole),
+        'score': jax.jit(model.score_batch, **whole),
+    }
+
+  def _local_rows(self, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """This process's share of a batch."""
+    rows = self._layout.batch_size // self._layout.num_shards
+    first = self._layout.shard_id * rows
+    return {name: x[first:first + rows] for name, x in batch.items()}
+
+  def batches(
+      self, mode: str, state: TrainState, dataset: Any
+  ) -> Iterator[tuple[np.ndarray, Any]]:
+    """Runs a mode over a dataset.
+
+    Args:
+      mode: 'predict', 'predict_with_aux' or 'score'.
+      state: gives the parameters.
+      dataset: pairs (index, features), not batched.
+
+    Yields:
+      Indices of the rows, -1 for padding, and the results.
+    """
+    with self._partitioner.scope():
+      params = state.params
+      for indices, batch in datasets.padded_batches(
+          dataset, self._layout.batch_size):
+        placed = self._partitioner.global_batch(self._local_rows(batch))
+        yield indices, jax.device_get(self._steps[mode](params, placed))
+
+  def run(
+      self, mode: str, state: TrainState, dataset: Any
+  ) -> list[tuple[int, Any]]:
+    """As `batches`, but row by row and without padding, as SeqIO wants it."""
+    results = []
+    for indices, outputs in self.batches(mode, state, dataset):
+      rows = zip(indices.tolist(), outputs, strict=True)
+      results.extend((i, row) for i, row in rows if i >= 0)
+    return results
+
+  def run_with_aux(
+      self, state: TrainState, dataset: Any
+  ) -> tuple[list[tuple[int, Any]], dict[str, list[Any]]]:
+    """Predictions row by row, and auxiliary values in the same order."""
+    results: list[tuple[int, Any]] = []
+    aux: dict[str, list[Any]] = {}
+    for indices, (outputs, extra) in self.batches(
+        'predict_with_aux', state, dataset):
+      real = indices >= 0
+      results.extend(
+          zip(indices[real].tolist(), outputs[real], strict=True))
+      for name, values in extra.items():
+        aux.setdefault(name, []).extend(np.asarray(values)[real].tolist())
+    return results, aux
+
+
+class InferenceEvaluation:
+  """A hook: SeqIO's metrics of the model's predictions and scores."""
+
+  def __init__(
+      self,
+      evaluator: Any,
+      runner: InferenceRunner,
+      folder: metric_writers.RunFolder,
+  ):
+    """Removes what an interrupted run wrote after its last save.
+
+    Args:
+      evaluator: a `seqio.Evaluator`; its loggers write the results.
+      runner: makes predictions and scores.
+      folder: where its loggers write.
+    """
+    self._evaluator = evaluator
+    self._runner = runner
+    self._say = folder.say
+    folder.drop_rows('inference_eval/*-metrics.jsonl')
+
+  def __call__(self, moment: loop.Moment) -> None:
+    """Evaluates every task."""
+    self.report(moment.step, moment.state)
+
+  def report(self, step: int, state: TrainState) -> dict[str, dict[str, Any]]:
+    """Evaluates every task and says what came out.
+
+    Args:
+      step: absolute step.
+      state: gives the parameters.
+
+    Returns:
+      From task name to metrics; empty on all processes but the first.
+    """
+    run = self._runner
+    future, _ = self._evaluator.evaluate(
+        compute_metrics=jax.process_index() == 0,
+        step=step,
+        predict_fn=functools.partial(run.run, 'predict', state),
+        score_fn=functools.partial(run.run, 'score', state),
+        predict_with_aux_fn=functools.partial(run.run_with_aux, state))
+    results = future.result() or {}
+    for task, metrics in results.items():
+      figures = '  '.join(
+          f'{name} {value:.4g}' for name, value in metrics.items()
+          if isinstance(value, int | float))
+      self._say(f'step {step:,}  {task}: {figures}')
+    return results

@@ -1,0 +1,271 @@
+"""The training loop and what happens between its steps.
+
+The order is a contract: evaluate, save, take a batch, step, report. Saving
+before the batch is taken is what makes a resumed run equal to one that was
+never interrupted; reporting one step behind keeps the device from waiting.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import contextlib
+import dataclasses
+import signal
+import time
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+import jax.numpy as jnp
+import numpy as np
+from t5x import checkpoints
+from t5x import metric_writers
+from t5x import metrics as metrics_lib
+from t5x import train_state as train_state_lib
+from t5x import trainer as trainer_lib
+
+TrainState = train_state_lib.TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+  """A place between two steps.
+
+  Attributes:
+    step: absolute step that has been reached.
+    state: the state after it.
+    entry: this process has only just begun or resumed here.
+    finished: it is the last step.
+    stopping: the process has been asked to stop here.
+  """
+
+  step: int
+  state: TrainState
+  entry: bool = False
+  finished: bool = False
+  stopping: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Hook:
+  """Something that is done now and then.
+
+  Periods count from the run's first step, so a resumed run keeps its grid.
+
+  Attributes:
+    run: what is done.
+    period: steps between two times; 0 waits for the last step.
+    first_step: step that the period counts from.
+    on_entry: also do it before the first step of this process.
+    on_stop: also do it when the process is asked to stop.
+    also_at: further absolute steps.
+  """
+
+  run: Callable[[Moment], None]
+  period: int
+  first_step: int
+  on_entry: bool = False
+  on_stop: bool = False
+  also_at: Collection[int] = ()
+
+  def due(self, moment: Moment) -> bool:
+    """Whether it is time."""
+    if moment.entry:
+      return self.on_entry
+    since = moment.step - self.first_step
+    on_grid = self.period > 0 and since % self.period == 0
+    return (on_grid or moment.finished or moment.step in self.also_at
+            or (moment.stopping and self.on_stop))
+
+
+class Stop:
+  """Notices SIGTERM, so that a run can save itself before it ends."""
+
+  def __init__(self) -> None:
+    self._requested = False
+
+  def _request(self, *unused_args: Any) -> None:
+    """The signal's handler."""
+    self._requested = True
+
+  @contextlib.contextmanager
+  def listening(self) -> Iterator['Stop']:
+    """Within it, SIGTERM is noted instead of ending the process."""
+    before = signal.signal(signal.SIGTERM, self._request)
+    try:
+      yield self
+    finally:
+      signal.signal(signal.SIGTERM, before)
+
+  def requested(self, step: int) -> bool:
+    """Whether to stop at this step; several processes agree on the step."""
+    if jax.process_count() > 1:
+      return bool(multihost_utils.reached_preemption_sync_point(step))
+    return self._requested
+
+
+class Reporter:
+  """Turns the metrics of steps into rows, one step behind the device."""
+
+  def __init__(
+      self,
+      writer: metric_writers.MetricWriter,
+      *,
+      period: int,
+      first_step: int,
+      initial: Mapping[str, np.ndarray],
+      window: Mapping[str, Sequence[float]],
+      model_dir: str,
+  ):
+    """Begins or continues a window of steps.
+
+    Args:
+      writer: takes the rows.
+      period: steps per row.
+      first_step: step that the period counts from.
+      initial: trainable parameters as the run began with them; the norm of
+        their change is reported. Empty reports none.
+      window: sums of the window that an interrupted run was in.
+      model_dir: the run's folder, named by the error of a bad step.
+    """
+    self._writer = writer
+    self._period = period
+    self._first_step = first_step
+    self._initial = dict(initial)
+    self._model_dir = model_dir
+    self._window: metrics_lib.Metrics | None = None
+    self._unmerged = dict(window)
+    self._pending: tuple[int, Any, Any] | None = None
+    self._began = time.monotonic()
+    self._change_norm = jax.jit(_change_norm)
+
+  def push(
+      self, step: int, metrics: metrics_lib.Metrics, state: TrainState
+  ) -> None:
+    """Takes the metrics of a step; reports the step before.
+
+    Args:
+      step: the absolute step that was reached.
+      metrics: still on the device, perhaps still being computed.
+      state: the state after the step.
+    """
+    self.drain()
+    change = None
+    if self._initial and self._row_due(step):
+      change = self._change_norm(state.trainable, self._initial)
+    self._pending = (step, metrics, change)
+
+  def drain(self) -> None:
+    """Waits for the last step and reports it.
+
+    Raises:
+      FloatingPointError: if its loss or a gradient was not finite.
+    """
+    if self._pending is None:
+      return
+    step, metrics, change = self._pending
+    self._pending = None
+    host = metrics_lib.to_host(metrics)
+    if host[trainer_lib.NONFINITE].total:
+      raise FloatingPointError(
+          f'The loss or a gradient of step {step:,} is not finite. That state '
+          f'was not saved; the last good save in {self._model_dir} is of step '
+          f'{checkpoints.latest_step(self._model_dir)}. Lower the learning '
+          'rate, or look at the batch of that step.')
+    self._window = metrics_lib.merge(self._window, host)
+    if self._unmerged:
+      self._window = _continued(self._window, self._unmerged)
+      self._unmerged = {}
+    if self._row_due(step):
+      self._report(step, change)
+
+  def _row_due(self, step: int) -> bool:
+    """Whether a row ends with this step."""
+    return (step - self._first_step) % self._period == 0
+
+  def _report(self, step: int, change: Any) -> None:
+    """Writes the row of a full window."""
+    assert self._window is not None
+    now = time.monotonic()
+    row = metrics_lib.compute(
+        metrics_lib.set_time(self._window, max(now - self._began, 1e-9)))
+    del row[trainer_lib.NONFINITE]
+    if change is not None:
+      row['change_norm'] = float(change)
+    self._writer.write(step, row)
+    self._window, self._began = None, now
+
+  def window(self) -> dict[str, list[float]]:
+    """Sums of the steps since the last row, as plain numbers."""
+    if self._window is None:
+      return dict(self._unmerged)
+    return {name: [float(x) for x in jax.tree.leaves(metric)]
+            for name, metric in self._window.items()}
+
+  @contextlib.contextmanager
+  def paused(self) -> Iterator[None]:
+    """Within it, time does not count for steps per second."""
+    before = time.monotonic()
+    yield
+    self._began += time.monotonic() - before
+
+
+def _continued(
+    window: metrics_lib.Metrics, sums: Mapping[str, Sequence[float]]
+) -> metrics_lib.Metrics:
+  """A window with the sums of an interrupted one added."""
+  return {
+      name: metric.merge(jax.tree.unflatten(
+          jax.tree.structure(metric), sums[name]))
+      for name, metric in window.items()
+  }
+
+
+def _change_norm(
+    now: Mapping[str, jax.Array], initial: Mapping[str, jax.Array]
+) -> jax.Array:
+  """Euclidean norm of the difference of two sets of parameters."""
+  squares = [
+      jnp.sum(jnp.square(now[path].astype(jnp.float32)
+                         - initial[path].astype(jnp.float32)))
+      for path in initial
+  ]
+  return jnp.sqrt(sum(squares, jnp.float32(0.0)))
+
+
+def run(
+    state: TrainState,
+    trainer: trainer_lib.Trainer,
+    batches: Iterator[Mapping[str, jax.Array]],
+    *,
+    total_steps: int,
+    hooks: Sequence[Hook],
+    reporter: Reporter,
+    stop: Stop,
+) -> tuple[int, TrainState]:
+  """Steps until the last step, or until the process is asked to stop.
+
+  Args:
+    state: where to begin.
+    trainer: makes the steps.
+    batches: training data, on the devices.
+    total_steps: the last absolute step.
+    hooks: what is done between steps, in this order.
+    reporter: takes the metrics of every step.
+    stop: says when to stop early.
+
+  Returns:
+    The step that was reached and the state there.
+  """
+  step, entry = int(state.step), True
+  while True:
+    moment = Moment(step, state, entry=entry, finished=step >= total_steps,
+                    stopping=stop.requested(step))
+    if due := [hook for hook in hooks if hook.due(moment)]:
+      reporter.drain()
+      with reporter.paused():
+        for hook in due:
+          hook.run(moment)
+    if moment.finished or moment.stopping:
+      return step, state
+    state, metrics = trainer.train(state, next(batches))
+    step, entry = step + 1, False
+    reporter.push(step, metrics, state)

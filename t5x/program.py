@@ -1,0 +1,123 @@
+"""What the command lines have in common: flags, start-up, errors."""
+
+from collections.abc import Callable, Sequence
+import os
+import sys
+import traceback
+from typing import Any
+
+from absl import app
+from absl import flags
+from absl import logging
+import gin
+import jax
+from t5x import datasets
+from t5x import gin_utils
+
+
+def define_flags(values: flags.FlagValues) -> None:
+  """T5X's flags, for all programs alike."""
+  multi, text = flags.DEFINE_multi_string, flags.DEFINE_string
+  multi('gin_file', [], 'A gin file; repeatable, later files win.',
+        flag_values=values)
+  multi('gin_bindings', [], 'A binding; --gin.NAME=VALUE is the same.',
+        flag_values=values)
+  flags.DEFINE_list('gin_search_paths', ['.'], 'Folders with gin files.',
+                    flag_values=values)
+  text('tfds_data_dir', None, 'Where TFDS data is.', flag_values=values)
+  flags.DEFINE_list('seqio_additional_cache_dirs', [],
+                    'Where offline caches of tasks are.', flag_values=values)
+  flags.DEFINE_bool('dry_run', False, 'Explain the run; write nothing.',
+                    flag_values=values)
+  flags.DEFINE_bool('multiprocess_gpu', False,
+                    'Join the processes of a GPU or CPU cluster.',
+                    flag_values=values)
+  text('coordinator_address', None, 'host:port of process 0.',
+       flag_values=values)
+  for name, meaning in (('process_count', 'How many processes there are.'),
+                        ('process_index', 'Which one this is.'),
+                        ('initialization_timeout', 'Seconds to wait.')):
+    flags.DEFINE_integer(name, None, meaning, flag_values=values)
+
+
+def _join_processes(values: flags.FlagValues) -> None:
+  """Initialises `jax.distributed` when the flags ask for it."""
+  if not (values.multiprocess_gpu or values.coordinator_address):
+    return
+  options = {}
+  if values.initialization_timeout is not None:
+    options['initialization_timeout'] = values.initialization_timeout
+  jax.distributed.initialize(
+      values.coordinator_address, values.process_count, values.process_index,
+      **options)
+
+
+def execute(fn: Callable[..., Any], values: flags.FlagValues) -> Any:
+  """Configures a function from parsed flags and calls it.
+
+  Args:
+    fn: `train`, `evaluate` or `infer`.
+    values: parsed flags of `define_flags`.
+
+  Returns:
+    What the function returns.
+  """
+  _join_processes(values)
+  datasets.set_data_dirs(
+      values.tfds_data_dir, values.seqio_additional_cache_dirs)
+  bindings = list(values.gin_bindings)
+  if values.dry_run:
+    bindings.append(f'{fn.__name__}.dry_run = True')
+  with gin_utils.main_function(fn) as configured:
+    gin_utils.parse_gin_flags(
+        values.gin_search_paths, values.gin_file, bindings)
+  return configured()
+
+
+def run_command(fn: Callable[..., Any], arguments: Sequence[str]) -> Any:
+  """Runs a command line in this process, with a configuration of its own.
+
+  Args:
+    fn: `train`, `evaluate` or `infer`.
+    arguments: what would follow `python -m t5x.<fn>`.
+
+  Returns:
+    What the function returns.
+  """
+  values = flags.FlagValues()
+  define_flags(values)
+  values(gin_utils.rewrite_gin_args(['program', *arguments]))
+  gin.clear_config()
+  try:
+    return execute(fn, values)
+  finally:
+    gin.clear_config()
+
+
+def _explained(error: Exception) -> bool:
+  """Whether an error was raised by this project, with a message for users."""
+  frames = traceback.extract_tb(error.__traceback__)
+  package = os.path.dirname(os.path.abspath(__file__))
+  roots = (package, os.path.join(os.path.dirname(package), 'prompt_tuning'))
+  return frames[-1].filename.startswith(tuple(r + os.sep for r in roots))
+
+
+def main(fn: Callable[..., Any]) -> None:
+  """The program of `python -m`; exits with 2 and one line on a bad input."""
+  define_flags(flags.FLAGS)
+  jax.config.config_with_absl()
+
+  def run(argv: Sequence[str]) -> None:
+    if not flags.FLAGS['verbosity'].present:
+      logging.set_verbosity(logging.WARNING)  # Libraries are talkative.
+    if len(argv) > 1:
+      raise app.UsageError(f'unknown argument {argv[1]!r}; flags begin with --')
+    try:
+      execute(fn, flags.FLAGS)
+    except (ValueError, FloatingPointError) as error:
+      if not _explained(error):
+        raise
+      sys.stderr.write(f'\nerror: {error}\n')
+      sys.exit(2)
+
+  gin_utils.run(run)

@@ -1,0 +1,25 @@
+"""The names that published gin files spell as `utils.NAME`. No logic here."""
+
+from t5x.checkpoints import CheckpointConfig
+from t5x.checkpoints import RestoreCheckpointConfig
+from t5x.checkpoints import SaveCheckpointConfig
+from t5x.datasets import DatasetConfig
+from t5x.datasets import get_dataset
+from t5x.datasets import get_training_eval_datasets
+from t5x.datasets import get_vocabulary
+from t5x.datasets import import_module
+from t5x.datasets import verify_matching_vocabs
+from t5x.schedules import create_learning_rate_scheduler
+
+__all__ = [
+    'CheckpointConfig',
+    'DatasetConfig',
+    'RestoreCheckpointConfig',
+    'SaveCheckpointConfig',
+    'create_learning_rate_scheduler',
+    'get_dataset',
+    'get_training_eval_datasets',
+    'get_vocabulary',
+    'import_module',
+    'verify_matching_vocabs',
+]
