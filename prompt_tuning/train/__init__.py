@@ -1,0 +1,1 @@
+"""Prompts inside models, and the names that published gin files spell."""

@@ -1,0 +1,129 @@
+"""Combining a prompt with the embedded input.
+
+Where the prompt goes, for one row of three tokens (e ends it) and P = 2:
+
+    input            a  b  e  .  .
+    prefix           p  q  a  b  e  .  .
+    after BOS        a  p  q  b  e  .  .
+    suffix           a  b  p  q  e  .  .
+"""
+
+from typing import Protocol
+
+from flax import linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+from prompt_tuning import prompts
+from t5x.examples.t5 import sequence as sequence_lib
+
+Sequence = sequence_lib.Sequence
+Combined = Float[Array, 'B P+T H']
+
+
+class CombinationFn(Protocol):
+  """Puts a prompt `[B, P, H]` into embedded tokens `[B, T, H]`."""
+
+  def __call__(
+      self,
+      prompt: Float[Array, 'B P H'],
+      x_embed: Float[Array, 'B T H'],
+      x: Int[Array, 'B T'],
+  ) -> Combined:
+    """The longer sequence; every place of both is in it exactly once."""
+
+
+def prefix_prompt(
+    prompt: Float[Array, 'B P H'],
+    x_embed: Float[Array, 'B T H'],
+    x: Int[Array, 'B T'],
+) -> Combined:
+  """The prompt, then the input."""
+  del x
+  return jnp.concatenate([prompt, x_embed], axis=1)
+
+
+def prefix_prompt_after_bos(
+    prompt: Float[Array, 'B P H'],
+    x_embed: Float[Array, 'B T H'],
+    x: Int[Array, 'B T'],
+) -> Combined:
+  """The first token, the prompt, then the rest."""
+  del x
+  return jnp.concatenate(
+      [x_embed[:, :1], prompt, x_embed[:, 1:]], axis=1)
+
+
+def suffix_prompt(
+    prompt: Float[Array, 'B P H'],
+    x_embed: Float[Array, 'B T H'],
+    x: Int[Array, 'B T'],
+    decoder_only: bool = False,
+    before_eos: bool = True,
+) -> Combined:
+  """The input, the prompt after its last token, then padding.
+
+  Args:
+    prompt: one per row.
+    x_embed: the embedded tokens.
+    x: the tokens; 0 is padding.
+    decoder_only: the first token is 0 although it is not padding.
+    before_eos: keep the last token, which ends the input, behind the prompt.
+
+  Returns:
+    The longer sequence; rows may have different lengths.
+  """
+  length = jnp.sum(x != 0, axis=1, keepdims=True, dtype=jnp.int32)
+  length = jnp.clip(
+      length + int(decoder_only) - int(before_eos), 0, x.shape[1])
+  size = prompt.shape[1]
+  place = jnp.arange(size + x.shape[1], dtype=jnp.int32)[None]
+  # Which place of [prompt, input] comes to each place of the result.
+  source = jnp.where(place < length, place + size,
+                     jnp.where(place < length + size, place - length, place))
+  both = jnp.concatenate([prompt, x_embed], axis=1)
+  return jnp.take_along_axis(both, source[..., None], axis=1)
+
+
+class Prompt(nn.Module):
+  """A prompt and where it goes; what the gin macro PROMPT names.
+
+  Attributes:
+    prompt: gives the prompt for tokens and embedded tokens.
+    combine: puts it into the input.
+  """
+
+  prompt: nn.Module
+  combine: CombinationFn = prefix_prompt
+
+  def __call__(
+      self, x: Int[Array, 'B T'], x_embed: Float[Array, 'B T H']
+  ) -> Combined:
+    """The embedded input with the prompt in it."""
+    prompt = self.prompt(x, x_embed).astype(x_embed.dtype)
+    return self.combine(prompts.expand_to_batch(prompt, x), x_embed, x)
+
+  def extend(self, x: Int[Array, 'B T'], sequence: Sequence) -> Sequence:
+    """The sequence with the prompt in it, all of its fields in step.
+
+    Validity moves exactly as the embeddings do, because the same function
+    moves it; places are counted anew.
+
+    Args:
+      x: the tokens.
+      sequence: the embedded tokens.
+
+    Returns:
+      A sequence of P more places.
+
+    Raises:
+      ValueError: if a row holds several examples, or has places of its own.
+    """
+    if sequence.segments is not None or sequence.positions.shape[0] != 1:
+      raise ValueError(
+          'Packed examples cannot have prompts: every one would need its own. '
+          'Set DatasetConfig.pack = False.')
+    combined = self(x, sequence.x)
+    size = combined.shape[1] - x.shape[1]
+    valid = self.combine(
+        jnp.ones((x.shape[0], size, 1), bool), sequence.valid[..., None], x)
+    return Sequence.create(combined, valid[..., 0])
