@@ -1,0 +1,176 @@
+"""Every shipped gin file parses, resolves and means what it says."""
+
+import pathlib
+import re
+
+from absl import flags
+import gin
+import numpy as np
+from prompt_tuning.demo import files
+import pytest
+from t5x import eval as eval_script
+from t5x import gin_utils
+from t5x import infer
+from t5x import program
+from t5x import train
+
+ROOT = pathlib.Path(__file__).parents[1]
+GOLDEN = pathlib.Path(__file__).parent / 'golden'
+FINETUNE = [
+    '--gin.MIXTURE_OR_TASK_NAME=some_task',
+    "--gin.TASK_FEATURE_LENGTHS={'inputs': 16, 'targets': 4}",
+    '--gin.TRAIN_STEPS=10',
+    '--gin.INITIAL_CHECKPOINT_PATH=None',
+    '--gin.MODEL_DIR=/nowhere',
+    '--gin.RANDOM_SEED=0',
+    '--gin.USE_CACHED_TASKS=False',
+]
+
+
+def dry_run(fn, *arguments) -> str:
+  """Resolves a command line; returns its operative configuration."""
+  values = flags.FlagValues()
+  program.define_flags(values)
+  values(gin_utils.rewrite_gin_args(['program', '--dry_run', *arguments]))
+  program.execute(fn, values)
+  return gin.operative_config_str()
+
+
+def _names(*folders: str) -> list[str]:
+  return sorted(
+      str(path.relative_to(ROOT)) for folder in folders
+      for path in (ROOT / folder).glob('*.gin'))
+
+
+MODELS = [name for name in _names('configs/models')
+          if re.search(r'_(small|base|large|xl|xxl|80b|150b)_prompt', name)]
+BIG = re.compile(r'(large|xl|xxl|80b|150b|3B|11B)')
+EXAMPLES = _names(*(f't5x/examples/t5/{family}' for family in (
+    't5_1_0', 't5_1_1', 'mt5', 'byt5')))
+
+
+def _marked(names):
+  return [pytest.param(n, marks=pytest.mark.slow) if BIG.search(n) else n
+          for n in names]
+
+
+def test_every_file_is_covered():
+  covered = {
+      *MODELS, *EXAMPLES, *_names('configs/prompts', 'configs/models/decoding'),
+      *_names('configs/models/sizes', 'configs/architectures'),
+      *_names('configs/runs', 't5x/configs/runs', 'gin/demo'),
+      # Parts that the sized files above include.
+      *(f'configs/models/{family}_prompt.gin'
+        for family in ('t5_1_1', 'mt5', 'byt5')),
+      'configs/models/demo.gin', 'configs/models/demo_prompt.gin'}
+  shipped = {str(p.relative_to(ROOT)) for folder in ('configs', 'gin', 't5x')
+             for p in (ROOT / folder).rglob('*.gin')}
+  assert shipped == covered
+
+
+@pytest.mark.parametrize('name', _marked(MODELS))
+def test_prompt_models_resolve(name):
+  text = dry_run(train.train, f'--gin_file={name.removeprefix("configs/")}',
+                 '--gin_file=runs/prompt_finetune.gin', *FINETUNE)
+  assert "regexes = ['.*/prompt/.*']" in re.sub(r'\s*\\\n\s*', ' ', text)
+
+
+@pytest.mark.parametrize('name', _names('configs/models/sizes'))
+def test_sizes_follow_a_template(name):
+  short = name.removeprefix('configs/')
+  family = 'byt5' if 'byt5' in name else 't5_1_1'
+  values = gin_utils.parse_gin_flags(
+      ['.'], [f'models/{family}_prompt.gin', short], [])
+  assert values is None
+  for macro in ('NUM_HEADS', 'EMBED_DIM', 'MLP_DIM', 'HEAD_DIM',
+                'NUM_ENCODER_LAYERS', 'NUM_DECODER_LAYERS'):
+    assert gin.query_parameter(f'{macro}/gin.macro.value') > 0
+
+
+@pytest.mark.parametrize('name', _names('configs/architectures'))
+def test_architectures_ask_for_their_sizes(name):
+  with pytest.raises(gin_utils.GinError, match=r'NUM_\w+ is required'):
+    gin_utils.parse_gin_flags(['.'], [name], [])
+
+
+@pytest.mark.parametrize('name', _marked(EXAMPLES))
+def test_t5_examples_resolve(name):
+  dry_run(train.train, f'--gin_file={name}',
+          '--gin_file=t5x/configs/runs/finetune.gin', *FINETUNE)
+
+
+@pytest.mark.parametrize('run', ['pretrain', 'finetune'])
+def test_t5x_training_runs_resolve(run):
+  dry_run(train.train, '--gin_file=t5x/examples/t5/t5_1_1/tiny.gin',
+          f'--gin_file=t5x/configs/runs/{run}.gin', '--gin.DROPOUT_RATE=0.0',
+          *FINETUNE)
+
+
+PROMPT_MACROS = {
+    'from_class_labels': ["--gin.CLASS_LABELS=['positive', 'negative']"],
+    'from_class_labels_numpy': ["--gin.CLASS_LABELS=['positive', 'negative']",
+                                '--gin.EMBEDDING_FILE={table}'],
+    'from_file': ['--gin.PROMPT_FILE={prompt}'],
+    'from_sampled_vocab': [],
+    'from_sampled_vocab_numpy': ['--gin.EMBEDDING_FILE={table}'],
+    'from_string': ['--gin.PROMPT_STRING=the film was good'],
+}
+
+
+@pytest.mark.parametrize('name', _names('configs/prompts'))
+def test_prompt_files_resolve(name, tmp_path):
+  rng = np.random.default_rng(0)
+  table, prompt = tmp_path / 'table.npy', tmp_path / 'prompt.npy'
+  np.save(table, rng.normal(size=(1024, 128)).astype(np.float32))
+  np.save(prompt, rng.normal(size=(10, 128)).astype(np.float32))
+  short = pathlib.Path(name).stem
+  macros = [m.format(table=table, prompt=prompt) for m in PROMPT_MACROS[short]]
+  text = dry_run(
+      train.train, '--gin_file=models/demo_prompt.gin',
+      f'--gin_file=prompts/{short}.gin', '--gin_file=runs/demo_finetune.gin',
+      '--gin.MIXTURE_OR_TASK_NAME=demo_film_sentiment',
+      '--gin.TRAIN_STEPS_RELATIVE=10',
+      '--gin.MODEL_DIR=/nowhere', '--gin.RANDOM_SEED=0', *macros)
+  initialiser = {'from_file': 'from_array', 'from_string':
+                 'from_embedded_string'}.get(short, (
+                     'from_embedded_list' if 'labels' in short
+                     else 'from_sample_of_embeddings'))
+  assert f'prompt_init = @prompts.{initialiser}()' in text
+
+
+@pytest.mark.parametrize('name', _names('configs/models/decoding'))
+@pytest.mark.parametrize('fn,run,output', [
+    (eval_script.evaluate, 'prompt_eval', 'EVAL_OUTPUT_DIR'),
+    (infer.infer, 'prompt_infer', 'INFER_OUTPUT_DIR')])
+def test_evaluation_and_inference_resolve(name, fn, run, output, tmp_path):
+  prompt = tmp_path / 'prompt.npy'
+  np.save(prompt, np.zeros((10, 128), np.float32))
+  dry_run(fn, '--gin_file=models/demo_prompt.gin',
+          f'--gin_file={name.removeprefix("configs/")}',
+          f'--gin_file=runs/{run}.gin',
+          f'--gin.CHECKPOINT_PATH={files.checkpoint()}',
+          f'--gin.{output}=/nowhere', f'--gin.PROMPT_FILE={prompt}',
+          '--gin.MIXTURE_OR_TASK_NAME=demo_film_sentiment',
+          '--gin.MIXTURE_OR_TASK_MODULE=prompt_tuning.demo.tasks',
+          "--gin.TASK_FEATURE_LENGTHS={'inputs': 32, 'targets': 4}")
+
+
+@pytest.mark.parametrize('name', _names('gin/demo'))
+def test_experiments_keep_their_operative_configuration(name, tmp_path):
+  # To accept a change: copy the text that the failure shows, or delete the
+  # file and run once with --write-golden.
+  prompt = tmp_path / 'prompt.npy'
+  np.save(prompt, np.zeros((10, 128), np.float32))
+  text = dry_run(
+      train.train, f'--gin_file={name}', '--gin.MODEL_DIR=/nowhere',
+      *([f'--gin.PROMPT_FILE={prompt}'] if 'target' in name else []),
+      *([f'--gin.INITIAL_CHECKPOINT_PATH={files.checkpoint()}',
+         '--gin.TRAIN_STEPS=1_000_000'] if 'adapt' in name else []))
+  text = text.replace(str(tmp_path), '/tmp')
+  text = re.sub(r"'[^']*prompt_tuning/demo/", "'prompt_tuning/demo/", text)
+  golden = GOLDEN / 'operative' / f'{pathlib.Path(name).stem}.gin'
+  if not golden.exists():
+    golden.parent.mkdir(exist_ok=True)
+    golden.write_text(text)
+    pytest.fail(f'{golden} did not exist; it does now. Look at it.')
+  assert text == golden.read_text()
