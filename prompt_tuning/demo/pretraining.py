@@ -1,0 +1,144 @@
+"""What the demo's model was pretrained on, as SeqIO tasks.
+
+First span corruption; then language-model adaptation mixed with instructions,
+as T5's LM-adapted and instructed models were. No instruction is about a target
+task's domain, and none is answered with a word that answers a task: those only
+occur in plain text, at random.
+"""
+
+from collections.abc import Iterator
+import random
+
+from prompt_tuning.demo import language
+from prompt_tuning.demo import tasks
+import seqio
+import tensorflow as tf
+
+_TEXTS = 60_000
+
+
+def sentences(rng: random.Random) -> str:
+  """Plain text: reviews, statements, premises with what follows from them."""
+  kind = rng.random()
+  if kind < 0.7:
+    return language.review(rng).text
+  if kind < 0.85:
+    return language.agreement(rng, correct=True)
+  return ' '.join(language.inference(rng, follows=True))
+
+
+def instruction(rng: random.Random) -> tuple[str, str]:
+  """A question about a text of a domain that no target is about, answered."""
+  domains = sorted(set(language.DOMAINS) - set(tasks.TARGET_DOMAINS))
+  found = language.review(rng, rng.choice(domains))
+  kind = rng.randrange(4)
+  if kind == 0:
+    return f'mood ? {found.text}', 'happy' if found.positive else 'sad'
+  if kind == 1:
+    return f'subject ? {found.text}', found.domain
+  if kind == 2:
+    word = rng.choice(sorted(language.OPPOSITE))
+    return f'opposite ? {word}', language.OPPOSITE[word]
+  follows = rng.random() < 0.5
+  premise, hypothesis = language.inference(rng, follows, domains)
+  return f'true ? {premise} so {hypothesis}', 'yes' if follows else 'no'
+
+
+def texts(split: str) -> Iterator[tuple[str, str]]:
+  """Plain texts as targets without inputs."""
+  rng = random.Random(f'text {split}')
+  for _ in range(_TEXTS if split == 'train' else 500):
+    yield '', sentences(rng)
+
+
+def instructions(split: str) -> Iterator[tuple[str, str]]:
+  """Instructions and their answers."""
+  rng = random.Random(f'instruction {split}')
+  for _ in range(_TEXTS if split == 'train' else 500):
+    yield instruction(rng)
+
+
+@seqio.map_over_dataset(num_seeds=2)
+def corrupt_spans(
+    example: dict[str, tf.Tensor],
+    seeds: tf.Tensor,
+    noise_density: float = 0.15,
+    span_length: int = 3,
+) -> dict[str, tf.Tensor]:
+  """Replaces spans of the text by sentinels; the targets say what they were.
+
+  Raffel et al., section 3.1.4. A span begins at each place with probability
+  `noise_density / span_length`, at least one per text; overlapping spans become
+  one longer span.
+
+    text       the film was very good .
+    inputs     the S1 was very S2
+    targets    S1 film S2 good .
+
+  Args:
+    example: `targets` are the tokens of a text.
+    seeds: two random seeds.
+    noise_density: share of tokens replaced.
+    span_length: tokens per span.
+
+  Returns:
+    Tokens of inputs and targets.
+  """
+  tokens = example['targets']
+  size = tf.size(tokens)
+  starts = tf.random.stateless_uniform([size], seeds[0]) < (
+      noise_density / span_length)
+  always = tf.random.stateless_uniform([], seeds[1], 0, size, tf.int32)
+  starts |= tf.range(size) == always
+  noise = tf.zeros([size], bool)
+  for shift in range(span_length):
+    noise |= tf.concat([tf.zeros([shift], bool), starts], 0)[:size]
+  first = tasks.vocabulary().vocab_size
+  return {'inputs': _with_sentinels(tokens, noise, first),
+          'targets': _with_sentinels(tokens, ~noise, first)}
+
+
+def _with_sentinels(
+    tokens: tf.Tensor, drop: tf.Tensor, first: int) -> tf.Tensor:
+  """Every run of dropped tokens becomes one sentinel, counted downwards."""
+  before = tf.concat([[False], drop[:-1]], 0)
+  begins = drop & ~before
+  sentinels = first - tf.cumsum(tf.cast(begins, tokens.dtype))
+  merged = tf.where(begins, sentinels, tokens)
+  return tf.boolean_mask(merged, begins | ~drop)
+
+
+@seqio.map_over_dataset(num_seeds=1)
+def split_text(
+    example: dict[str, tf.Tensor], seed: tf.Tensor) -> dict[str, tf.Tensor]:
+  """A random beginning of a text as inputs, the rest as targets.
+
+  Lester et al., section 3.3: what turns a span filler into a language model.
+  """
+  tokens = example['targets']
+  at = tf.random.stateless_uniform(
+      [], seed, 1, tf.maximum(tf.size(tokens), 2), tf.int32)
+  return {'inputs': tokens[:at], 'targets': tokens[at:]}
+
+
+def _register(name, make, *preprocessors) -> None:
+  """Adds a pretraining task to SeqIO's registry."""
+  seqio.TaskRegistry.add(
+      name,
+      source=tasks.GeneratedDataSource(make, ('train', 'validation')),
+      preprocessors=[
+          seqio.preprocessors.tokenize,
+          *preprocessors,
+          seqio.preprocessors.append_eos_after_trim,
+      ],
+      output_features=tasks.features(),
+      metric_fns=[])
+
+
+_register('demo_span_corruption', texts, corrupt_spans)
+_register('demo_prefix_lm', texts, split_text)
+_register('demo_instructions', instructions)
+seqio.MixtureRegistry.add(
+    'demo_lm_adaptation',
+    ['demo_prefix_lm', 'demo_span_corruption', 'demo_instructions'],
+    default_rate=1.0)

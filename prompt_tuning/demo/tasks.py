@@ -1,0 +1,243 @@
+"""The demo's SeqIO tasks: sources to learn a prompt on, targets to transfer to.
+
+Importing this registers them; the texts are generated when a split is opened.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+import dataclasses
+import functools
+import pathlib
+import random
+
+from prompt_tuning.demo import language
+import seqio
+import tensorflow as tf
+
+VOCABULARY_FILE = pathlib.Path(__file__).parent / 'data' / 'vocabulary.model'
+EXTRA_IDS = 100
+
+Example = tuple[str, str]
+Maker = Callable[[random.Random], Example]
+
+# Domains that no instruction of the pretraining mixture is about.
+TARGET_DOMAINS = ('restaurant', 'garden')
+
+
+def vocabulary() -> seqio.SentencePieceVocabulary:
+  """The demo's vocabulary, with T5's hundred sentinels at its end."""
+  return seqio.SentencePieceVocabulary(str(VOCABULARY_FILE), EXTRA_IDS)
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoTask:
+  """A classification task over the generated language.
+
+  Attributes:
+    name: SeqIO name.
+    family: what kind of knowledge it asks for.
+    labels: the words that answer it.
+    make: an example from a generator.
+    train_size: training examples.
+    related: for a target, the source that should help.
+    unrelated: for a target, a source that should help less.
+  """
+
+  name: str
+  family: str
+  labels: tuple[str, ...]
+  make: Maker
+  train_size: int = 2000
+  related: str = ''
+  unrelated: str = ''
+
+
+SENTIMENT = ('negative', 'positive')
+TOPICS = {'film': 'culture', 'book': 'culture', 'hotel': 'travel',
+          'car': 'travel', 'school': 'learning', 'phone': 'technology',
+          'restaurant': 'food', 'garden': 'nature'}
+NUMBER = ('singular', 'plural')
+GRAMMAR = ('unacceptable', 'acceptable')
+INFERENCE = ('contradiction', 'entailment')
+RELATION = ('antonym', 'synonym')
+
+
+def _sentiment(rng: random.Random, domain: str) -> Example:
+  """The mood of a review of one domain."""
+  found = language.review(rng, domain)
+  return found.text, SENTIMENT[found.positive]
+
+
+def _topic(rng: random.Random, opinions: bool) -> Example:
+  """The subject of a review, or of a text of facts only."""
+  found = language.review(rng)
+  if opinions:
+    return found.text, TOPICS[found.domain]
+  facts = ' '.join(language.fact(rng, found.domain) for _ in range(2))
+  return facts, TOPICS[found.domain]
+
+
+def _number(rng: random.Random) -> Example:
+  """Whether the subject of a sentence is one or several."""
+  domain = rng.choice(sorted(language.DOMAINS))
+  plural = rng.random() < 0.5
+  noun = rng.choice(language.DOMAINS[domain])
+  phrase = language.noun_phrase(rng, noun, plural)
+  who, saw, when = (rng.choice(words) for words in (
+      language.NAMES, language.SAW, language.TIMES))
+  return f'{who} {saw} {phrase} {when} .', NUMBER[plural]
+
+
+def _grammar(rng: random.Random) -> Example:
+  """Whether subject and verb agree."""
+  correct = rng.random() < 0.5
+  return language.agreement(rng, correct), GRAMMAR[correct]
+
+
+def _inference(rng: random.Random, domains: Sequence[str]) -> Example:
+  """Whether a hypothesis about something of these domains follows."""
+  follows = rng.random() < 0.5
+  premise, hypothesis = language.inference(rng, follows, domains)
+  return f'premise {premise} hypothesis {hypothesis}', INFERENCE[follows]
+
+
+def _relation(rng: random.Random) -> Example:
+  """Whether two things are described by the same word or by opposites."""
+  alike = rng.random() < 0.5
+  first = rng.choice(sorted(language.OPPOSITE))
+  second = first if alike else language.OPPOSITE[first]
+  things = [rng.choice(language.DOMAINS[rng.choice(sorted(language.DOMAINS))])
+            for _ in range(2)]
+  return (f'the {first} {things[0]} and the {second} {things[1]}',
+          RELATION[alike])
+
+
+SOURCES = (
+    DemoTask('demo_film_sentiment', 'sentiment', SENTIMENT,
+             functools.partial(_sentiment, domain='film')),
+    DemoTask('demo_hotel_sentiment', 'sentiment', SENTIMENT,
+             functools.partial(_sentiment, domain='hotel')),
+    DemoTask('demo_review_topic', 'topic', tuple(sorted(set(TOPICS.values()))),
+             functools.partial(_topic, opinions=True)),
+    DemoTask('demo_number', 'agreement', NUMBER, _number),
+    DemoTask('demo_grammar', 'agreement', GRAMMAR, _grammar),
+    DemoTask('demo_inference', 'entailment', INFERENCE, functools.partial(
+        _inference, domains=('film', 'hotel', 'book', 'phone'))),
+    DemoTask('demo_relation', 'entailment', RELATION, _relation),
+)
+TARGETS = (
+    DemoTask('demo_restaurant_sentiment', 'sentiment', SENTIMENT,
+             functools.partial(_sentiment, domain='restaurant'), 32,
+             related='demo_film_sentiment', unrelated='demo_grammar'),
+    DemoTask('demo_fact_topic', 'topic', tuple(sorted(set(TOPICS.values()))),
+             functools.partial(_topic, opinions=False), 32,
+             related='demo_review_topic', unrelated='demo_inference'),
+    DemoTask('demo_garden_inference', 'entailment', INFERENCE,
+             functools.partial(_inference, domains=('garden',)), 32,
+             related='demo_inference', unrelated='demo_film_sentiment'),
+)
+EVALUATION_SIZES = {'validation': 100, 'test': 400}
+
+
+def examples(task: DemoTask, split: str) -> list[Example]:
+  """The examples of a split; no text of training is in evaluation.
+
+  Args:
+    task: the task.
+    split: 'train', 'validation' or 'test'.
+
+  Returns:
+    Texts and labels, labels in equal shares as far as they divide.
+  """
+  seen: set[str] = set()
+  for name, size in (('train', task.train_size), *EVALUATION_SIZES.items()):
+    rng = random.Random(f'{task.name} {name}')
+    found = _balanced(rng, task, size, seen)
+    if name == split:
+      return found
+    seen.update(text for text, _ in found)
+  raise ValueError(f'{task.name} has no split {split!r}.')
+
+
+def _balanced(
+    rng: random.Random, task: DemoTask, size: int, avoid: set[str]
+) -> list[Example]:
+  """So many examples, as many of each label as the size allows."""
+  room = {label: -(-size // len(task.labels)) for label in task.labels}
+  found: list[Example] = []
+  while len(found) < size:
+    text, label = task.make(rng)
+    if room[label] and text not in avoid:
+      room[label] -= 1
+      found.append((text, label))
+  return found
+
+
+class GeneratedDataSource(seqio.DataSource):
+  """Examples that are generated in memory when a split is opened."""
+
+  def __init__(
+      self, make: Callable[[str], Iterable[Example]], splits: Sequence[str]):
+    """Nothing is generated yet.
+
+    Args:
+      make: from split to pairs of inputs and targets.
+      splits: names of the splits.
+    """
+    self._make = make
+    super().__init__(splits=splits, caching_permitted=False)
+
+  @property
+  def supports_arbitrary_sharding(self) -> bool:
+    """SeqIO shards the examples itself."""
+    return False
+
+  def list_shards(self, split: str) -> Sequence[str]:
+    """One shard per split."""
+    return [split]
+
+  def get_dataset(
+      self,
+      split: str = 'train',
+      shuffle: bool = True,
+      seed: int | None = None,
+      shard_info: seqio.ShardInfo | None = None,
+      *,
+      sequence_length: Mapping[str, int] | None = None,
+      use_cached: bool = False,
+      num_epochs: int | None = 1,
+  ) -> tf.data.Dataset:
+    """All examples; the task shuffles them afterwards."""
+    del shuffle, seed, shard_info, sequence_length, use_cached, num_epochs
+    inputs, targets = zip(*self._make(split), strict=True)
+    return tf.data.Dataset.from_tensor_slices(
+        {'inputs': list(inputs), 'targets': list(targets)})
+
+
+def accuracy(targets: Sequence[str], predictions: Sequence[str]) -> dict:
+  """The share of predictions that are exactly the target, in percent."""
+  right = sum(t == p for t, p in zip(targets, predictions, strict=True))
+  return {'accuracy': 100.0 * right / len(targets)}
+
+
+def features() -> dict[str, seqio.Feature]:
+  """Both features in the demo's vocabulary, ended by the end token."""
+  return {name: seqio.Feature(vocabulary(), add_eos=True)
+          for name in ('inputs', 'targets')}
+
+
+def register(task: DemoTask) -> None:
+  """Adds a task to SeqIO's registry."""
+  seqio.TaskRegistry.add(
+      task.name,
+      source=GeneratedDataSource(
+          functools.partial(examples, task), ('train', *EVALUATION_SIZES)),
+      preprocessors=[
+          seqio.preprocessors.tokenize,
+          seqio.preprocessors.append_eos_after_trim,
+      ],
+      output_features=features(),
+      metric_fns=[accuracy])
+
+
+for _task in (*SOURCES, *TARGETS):
+  register(_task)

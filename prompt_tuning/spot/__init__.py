@@ -1,0 +1,1 @@
+"""SPoT, soft prompt transfer: what the paper does with trained prompts."""

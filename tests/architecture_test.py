@@ -1,0 +1,118 @@
+"""The house: which module may import which, and what the core does without."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+# A module may import what stands before it. Rows are DESIGN's, bottom to top.
+ENGINE = {
+    'maths': [
+        'keyword_options', 'losses', 'metrics', 'decoding', 'optimizers',
+        'adafactor', 'schedules', 'partitioning', 'fingerprint', 'manifest',
+        'state_utils'],
+    'model': [
+        'examples.t5.config', 'examples.t5.sequence', 'examples.t5.attention',
+        'examples.t5.layers', 'examples.t5.network', 'train_state'],
+    'behaviour': [
+        'models', 'checkpoint_importer', 'checkpoints', 'model_info'],
+    'one step': ['trainer', 'initialization'],
+    'edges': ['datasets', 'gin_utils', 'metric_writers'],
+    'loop': ['loop', 'evaluation', 'program'],
+    'scripts': ['train', 'eval', 'infer', 'utils'],
+}
+SCIENCE = {
+    'prompts': ['numpy_files', 'masks', 'prompts'],
+    'train': [
+        'train.prompts', 'train.layers', 'train.optim', 'train.partitioning',
+        'train.numpy_checkpoints', 'train.utils'],
+    'spot': ['spot.report'],
+    'demo': [
+        'demo.files', 'demo.language', 'demo.tasks', 'demo.pretraining',
+        'demo.make_vocabulary', 'demo.make_checkpoint', 'demo.__main__'],
+}
+CORE = ('maths', 'model', 'behaviour', 'one step')
+EDGES = ('t5x.datasets', 't5x.gin_utils', 't5x.metric_writers')
+HEAVY = ('tensorflow', 'seqio', 'gin', 'tensorflow_datasets', 'torch',
+         'transformers')
+# Where TensorFlow and SeqIO may be named.
+DATA_MODULES = ('t5x.datasets', 'prompt_tuning.demo.tasks',
+                'prompt_tuning.demo.pretraining')
+
+
+def _modules(package: str) -> list[str]:
+  """Every module of a package, packages' own files aside."""
+  folder = ROOT / package
+  return sorted(
+      '.'.join([package, *path.relative_to(folder).with_suffix('').parts])
+      for path in folder.rglob('*.py') if path.name != '__init__.py')
+
+
+def _order() -> list[str]:
+  """All modules, bottom to top."""
+  return [f'{package}.{name}'
+          for package, rows in (('t5x', ENGINE), ('prompt_tuning', SCIENCE))
+          for row in rows.values() for name in row]
+
+
+def _imports(module: str) -> set[str]:
+  """Everything a module imports, by full name."""
+  tree = ast.parse((ROOT / (module.replace('.', '/') + '.py')).read_text())
+  found = set()
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Import):
+      found |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f'{module}: relative import'
+      found |= {f'{node.module}.{alias.name}' for alias in node.names}
+      found.add(node.module)
+  return found
+
+
+MODULES = _modules('t5x') + _modules('prompt_tuning')
+
+
+def test_every_module_has_one_row():
+  order = _order()
+  assert sorted(order) == sorted(MODULES)
+  assert len(order) == len(set(order))
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_imports_point_downwards(module):
+  order = _order()
+  ours = _imports(module) & set(order)
+  if module in EDGES:
+    assert ours <= {'t5x.keyword_options'}
+  upwards = [name for name in ours if order.index(name) >= order.index(module)]
+  assert not upwards
+
+
+@pytest.mark.parametrize('module', _modules('t5x'))
+def test_engine_does_not_know_the_science(module):
+  assert not [n for n in _imports(module) if n.startswith('prompt_tuning')]
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_tensorflow_is_named_by_data_modules_only(module):
+  named = {n.split('.')[0] for n in _imports(module)}
+  if module not in DATA_MODULES:
+    assert not named & {'tensorflow', 'seqio', 'tensorflow_datasets'}
+
+
+def test_core_needs_neither_tensorflow_nor_seqio_nor_gin():
+  core = [f't5x.{name}' for row in CORE for name in ENGINE[row]]
+  program = (
+      'import sys\n'
+      f'for name in {HEAVY!r}:\n'
+      '  sys.modules[name] = None\n'  # Importing it then fails.
+      'import importlib\n'
+      f'for name in {core!r}:\n'
+      '  importlib.import_module(name)\n'
+      f'loaded = set({HEAVY!r}) & {{n for n, m in sys.modules.items() if m}}\n'
+      'assert not loaded, loaded\n')
+  subprocess.run([sys.executable, '-c', program], check=True, cwd=ROOT)
