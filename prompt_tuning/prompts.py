@@ -284,7 +284,7 @@ class Prompt(nn.Module):
     prompt = self.param(
         'prompt', nn.with_logical_partitioning(initialize, self.axis_names),
         (self.length, x_embed.shape[-1]))
-    return prompt.astype(self.dtype)
+    return jnp.asarray(prompt, self.dtype)
 
 
 class InferenceOnlyPrompt(nn.Module):

@@ -61,7 +61,7 @@ class LazyArray:
     """The array on devices; every process reads only what it holds."""
     return jax.make_array_from_callback(
         self.shape, sharding,
-        lambda index: np.asarray(self.read_slice(index)).astype(dtype))
+        lambda index: np.asarray(self.read_slice(index or ())).astype(dtype))
 
 
 def open_store(directory: str) -> ts.KvStore:
@@ -198,7 +198,7 @@ def _open_zarr(store: ts.KvStore, place: str) -> ts.TensorStore:
                    open=True, read=True).result()
     keys = {key.decode() for key in store.list().result()}
   grid = [-(-size // chunk) for size, chunk in zip(
-      kept.shape, kept.chunk_layout.read_chunk.shape or (), strict=True)]
+      kept.shape, kept.chunk_layout.read_chunk_template.shape, strict=True)]
   chunks = len(keys - {'.zarray', '.zattrs'})
   if chunks != math.prod(grid):
     raise CheckpointError(

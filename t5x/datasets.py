@@ -365,7 +365,7 @@ def prefetch(
   Yields:
     Transformed items in order; an error of the thread is raised here.
   """
-  end = object()
+  end: Any = object()
 
   def load():
     item = next(items, end)

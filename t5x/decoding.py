@@ -26,8 +26,7 @@ Cache = Mapping[str, Any]
 _SHARED_CACHE_LEAVES = ('cache_index',)
 
 
-@flax.struct.dataclass
-class DecodingState:
+class DecodingState(flax.struct.PyTreeNode):
   """What the model needs to score the next position.
 
   Attributes:
@@ -135,8 +134,7 @@ class Sampling:
         log_probs, token[:, None], axis=-1)[:, 0]
 
 
-@flax.struct.dataclass
-class _SamplingState:
+class _SamplingState(flax.struct.PyTreeNode):
   """The loop state of `temperature_sample`."""
 
   decoding: DecodingState
@@ -220,8 +218,7 @@ def temperature_sample(
           jnp.take_along_axis(log_prob, order, axis=1))
 
 
-@flax.struct.dataclass
-class _BeamState:
+class _BeamState(flax.struct.PyTreeNode):
   """The loop state of `beam_search`; `n` is the number of beams."""
 
   index: Int[Array, '']

@@ -75,11 +75,11 @@ class InferenceRunner:
     self._partitioner = partitioner
     self._layout = partitioner.data_layout(batch_size)
     # Every process gets whole results.
-    whole = {'out_shardings': partitioner.sharding()}
+    jit = functools.partial(jax.jit, out_shardings=partitioner.sharding())
     self._steps = {
-        'predict': jax.jit(model.predict_batch, **whole),
-        'predict_with_aux': jax.jit(model.predict_batch_with_aux, **whole),
-        'score': jax.jit(model.score_batch, **whole),
+        'predict': jit(model.predict_batch),
+        'predict_with_aux': jit(model.predict_batch_with_aux),
+        'score': jit(model.score_batch),
     }
 
   def _local_rows(self, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -112,7 +112,7 @@ class InferenceRunner:
       self, mode: str, state: TrainState, dataset: Any
   ) -> list[tuple[int, Any]]:
     """As `batches`, but row by row and without padding, as SeqIO wants it."""
-    results = []
+    results: list[tuple[int, Any]] = []
     for indices, outputs in self.batches(mode, state, dataset):
       rows = zip(indices.tolist(), outputs, strict=True)
       results.extend((i, row) for i, row in rows if i >= 0)

@@ -27,22 +27,33 @@ ParameterInfos = train_state_lib.ParameterInfos
 
 
 @dataclasses.dataclass(frozen=True)
+class Save:
+  """A save of the run itself.
+
+  Attributes:
+    directory: `checkpoint_<step>`.
+    record: what it says of the run.
+  """
+
+  directory: str
+  record: checkpoints.RunRecord
+
+
+@dataclasses.dataclass(frozen=True)
 class Origin:
   """What is decided before any parameter is read.
 
   Attributes:
     seed: of initialisation, dropout and data order.
     first_step: absolute step at which the run began, or now begins.
-    resume_from: the run's last save; None when it begins.
-    record: the record of that save.
+    last_save: the run's last save; None when it begins.
     initial_checkpoint: folder of the initial checkpoint; None for fresh values.
     step: absolute step of the state that the process will start with.
   """
 
   seed: int
   first_step: int
-  resume_from: str | None = None
-  record: checkpoints.RunRecord | None = None
+  last_save: Save | None = None
   initial_checkpoint: str | None = None
   step: int = 0
 
@@ -79,14 +90,15 @@ class Origin:
       total_steps = self.first_step + relative_steps
     if total_steps is None:
       raise ValueError('Neither TRAIN_STEPS nor TRAIN_STEPS_RELATIVE is set.')
-    begun = self.resume_from is not None
-    done = total_steps == self.step
-    if total_steps < self.step or (done and not begun):
+    complete = self.last_save is not None and total_steps == self.step
+    if total_steps <= self.step and not complete:
+      place = (self.last_save.directory if self.last_save
+               else self.initial_checkpoint or 'from scratch')
       raise ValueError(
-          f'TRAIN_STEPS is {total_steps:,}, but the run is at step {self.step:,} '
-          f'({self.resume_from or self.initial_checkpoint or "from scratch"}). '
-          'It counts absolute steps, pretraining included; set it above '
-          f'{self.step:,}, or set TRAIN_STEPS_RELATIVE.')
+          f'TRAIN_STEPS is {total_steps:,}, but the run is at step '
+          f'{self.step:,} ({place}). It counts absolute steps, pretraining '
+          f'included; set it above {self.step:,}, or set '
+          'TRAIN_STEPS_RELATIVE.')
     return total_steps
 
 
@@ -145,7 +157,7 @@ def find_origin(
         f'{seed}. Use another MODEL_DIR to start a new run, or that seed to '
         'continue.')
   return Origin(
-      record.seed, record.first_step, last, record, initial, step)
+      record.seed, record.first_step, Save(last, record), initial, step)
 
 
 def _drawn_seed() -> int:
@@ -247,10 +259,11 @@ def with_stacked_layers(
       continue
     axis = info.axes.index('layers')
     stack, _, rest = path.split('/', 2)
-    layers = [arrays.get(f'target/{stack}/layers_{i}/{rest}')
-              for i in range(info.shape[axis])]
-    if all(layer is not None for layer in layers):
-      views[f'target/{path}'] = _stacked(f'target/{path}', layers, axis)
+    names = [f'target/{stack}/layers_{i}/{rest}'
+             for i in range(info.shape[axis])]
+    if all(name in arrays for name in names):
+      views[f'target/{path}'] = _stacked(
+          f'target/{path}', [arrays[name] for name in names], axis)
   return views
 
 
@@ -298,9 +311,10 @@ def start(
   infos = train_state_lib.describe(init_fn, trainer.model.optimizer_def)
   placement = train_state_lib.shardings(infos, trainer.partitioner)
   template = train_state_lib.template(infos, placement, trainer.optimizer)
-  if origin.record is not None and not template.frozen:
-    state = checkpoints.restore_run(origin.resume_from, template)
-    return Start(state, origin.record, {}, infos)
+  save = origin.last_save
+  if save is not None and not template.frozen:
+    state = checkpoints.restore_run(save.directory, template)
+    return Start(state, save.record, {}, infos)
 
   parameters = load_parameters(
       infos, placement, restore, origin.initial_checkpoint,
@@ -314,24 +328,23 @@ def start(
     base = checkpoints.BaseRecord(
         origin.initial_checkpoint, origin.first_step,
         fingerprint.fingerprint(state.frozen))
-  if origin.record is None:
+  if save is None:
     record = checkpoints.RunRecord(origin.first_step, origin.seed, base=base)
     return Start(state, record, initial, infos)
-  _require_same_base(origin.record.base, base, origin.resume_from)
-  state = checkpoints.restore_run(origin.resume_from, state)
-  return Start(state, origin.record, initial, infos)
+  _require_same_base(save, base)
+  state = checkpoints.restore_run(save.directory, state)
+  return Start(state, save.record, initial, infos)
 
 
 def _require_same_base(
-    recorded: checkpoints.BaseRecord | None,
-    found: checkpoints.BaseRecord | None,
-    save: str | None,
-) -> None:
+    save: Save, found: checkpoints.BaseRecord | None) -> None:
   """Fails if a run would go on with another frozen model."""
+  recorded = save.record.base
   if recorded is None or found is None or (
       recorded.fingerprint != found.fingerprint):
     raise checkpoints.CheckpointError(
-        f'{save} was trained on the frozen model {recorded and recorded.path} '
+        f'{save.directory} was trained on the frozen model '
+        f'{recorded and recorded.path} '
         f'({recorded and recorded.fingerprint[:12]}), but this run would '
         f'continue it on {found and found.path} '
         f'({found and found.fingerprint[:12]}). Set INITIAL_CHECKPOINT_PATH to '

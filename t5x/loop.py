@@ -196,7 +196,7 @@ class Reporter:
   def window(self) -> dict[str, list[float]]:
     """Sums of the steps since the last row, as plain numbers."""
     if self._window is None:
-      return dict(self._unmerged)
+      return {name: list(sums) for name, sums in self._unmerged.items()}
     return {name: [float(x) for x in jax.tree.leaves(metric)]
             for name, metric in self._window.items()}
 

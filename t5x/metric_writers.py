@@ -204,7 +204,7 @@ class RunFolder:
     if self._silent:
       return Writers([])
     folder = f'{self.directory}/{name}'
-    files = [
+    files: list[MetricWriter] = [
         TensorBoardWriter(folder, self._resume_step),
         JsonlWriter(f'{folder}/metrics.jsonl', self._resume_step)]
     self._open += files

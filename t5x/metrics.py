@@ -6,7 +6,7 @@ batch would. `merge` works on the device and on the host, `compute` on the host.
 """
 
 from collections.abc import Mapping
-from typing import Self
+from typing import Any, Self
 
 import flax.struct
 import jax
@@ -15,8 +15,7 @@ from jaxtyping import Array, Float
 Scalar = Float[Array, ''] | float
 
 
-@flax.struct.dataclass
-class Metric:
+class Metric(flax.struct.PyTreeNode):
   """A tuple of sums with a rule that turns them into one number."""
 
   def merge(self, other: Self) -> Self:
@@ -28,7 +27,6 @@ class Metric:
     raise NotImplementedError(type(self).__name__)
 
 
-@flax.struct.dataclass
 class Sum(Metric):
   """`total`."""
 
@@ -38,7 +36,6 @@ class Sum(Metric):
     return float(self.total)
 
 
-@flax.struct.dataclass
 class Average(Metric):
   """`total / count`; zero where nothing was counted."""
 
@@ -49,7 +46,6 @@ class Average(Metric):
     return float(self.total) / float(self.count) if self.count else 0.0
 
 
-@flax.struct.dataclass
 class AveragePerStep(Metric):
   """`total / steps`: a per-step quantity averaged over the merged steps."""
 
@@ -60,7 +56,6 @@ class AveragePerStep(Metric):
     return float(self.total) / float(self.steps)
 
 
-@flax.struct.dataclass
 class TimeRate(Metric):
   """`numerator / seconds`; the host fills in the seconds when it reports."""
 
@@ -74,14 +69,13 @@ class TimeRate(Metric):
     return float(self.numerator) / float(self.duration)
 
 
-@flax.struct.dataclass
 class StepsPerTime(TimeRate):
   """Steps per second: a `TimeRate` that counts one per step."""
 
   numerator: Scalar = 1.0
 
 
-Metrics = Mapping[str, Metric]
+Metrics = Mapping[str, Any]  # From name to a Metric.
 
 
 def merge(first: Metrics | None, second: Metrics) -> Metrics:

@@ -42,9 +42,9 @@ def model_info(
   lines += [f'Total number of parameters: {count(infos)}',
             f'Trainable parameters: {count(infos, trainable=True)}', '']
   leaves = jax.tree_util.tree_flatten_with_path(state.opt_state)[0]
-  for path, leaf in leaves:
+  for keys, leaf in leaves:
     name = 'param_states/' + jax.tree_util.keystr(
-        path, simple=True, separator='/')
+        keys, simple=True, separator='/')
     lines.append(_line(name, math.prod(leaf.shape), str(leaf.shape),
                        leaf.sharding.spec))
   lines.append(_line('step', 1, '()', ()))

@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from flax import linen as nn
 import jax
@@ -24,8 +24,15 @@ class BaseModel(abc.ABC):
   # Name of the SeqIO converter that makes this model's batches.
   FEATURE_CONVERTER = ''
 
-  def __init__(self, optimizer_def: optimizers.OptimizerDef):
+  def __init__(
+      self,
+      optimizer_def: optimizers.OptimizerDef,
+      input_vocabulary: Any,
+      output_vocabulary: Any,
+  ):
     self.optimizer_def = optimizer_def
+    self.input_vocabulary = input_vocabulary
+    self.output_vocabulary = output_vocabulary
 
   @abc.abstractmethod
   def get_initial_variables(
@@ -135,10 +142,8 @@ class EncoderDecoderModel(BaseModel):
       loss_normalizing_factor: see `t5x.losses`; None leaves the loss a sum
         over tokens, which only suits optimisers that ignore its scale.
     """
-    super().__init__(optimizer_def)
+    super().__init__(optimizer_def, input_vocabulary, output_vocabulary)
     self.module = module
-    self.input_vocabulary = input_vocabulary
-    self.output_vocabulary = output_vocabulary
     self.decode_fn = decode_fn
     self._label_smoothing = label_smoothing
     self._z_loss = z_loss
@@ -148,25 +153,30 @@ class EncoderDecoderModel(BaseModel):
       self, rng: Array, input_shapes: Mapping[str, tuple[int, ...]]
   ) -> Mapping[str, Any]:
     """See base class."""
-    tokens = {name: jnp.ones(input_shapes[name], jnp.int32)
-              for name in ('encoder_input_tokens', 'decoder_input_tokens',
-                           'decoder_target_tokens')}
+    tokens: dict[str, Any] = {
+        name: jnp.ones(input_shapes[name], jnp.int32)
+        for name in ('encoder_input_tokens', 'decoder_input_tokens',
+                     'decoder_target_tokens')}
     return self.module.init(rng, **tokens, enable_dropout=False)
 
   def _compute_logits(
       self, params: Params, batch: Batch, dropout_rng: Array | None = None
   ) -> Float[Array, 'B S V']:
     """Scores of the target tokens; hook for models that change the call."""
-    optional = ('encoder_segment_ids', 'decoder_segment_ids',
-                'encoder_positions', 'decoder_positions')
-    return self.module.apply(
+    optional: dict[str, Any] = {
+        name: batch[name]
+        for name in ('encoder_segment_ids', 'decoder_segment_ids',
+                     'encoder_positions', 'decoder_positions')
+        if name in batch}
+    logits = self.module.apply(
         {'params': params},
         batch['encoder_input_tokens'],
         batch['decoder_input_tokens'],
         batch['decoder_target_tokens'],
-        **{name: batch[name] for name in optional if name in batch},
+        **optional,
         enable_dropout=dropout_rng is not None,
         rngs=None if dropout_rng is None else {'dropout': dropout_rng})
+    return cast(Array, logits)
 
   def loss_fn(
       self, params: Params, batch: Batch, dropout_rng: Array | None

@@ -161,7 +161,7 @@ class PjitPartitioner:
           f'No rule for the logical axis {unknown[0]!r} of {axes}; add it to '
           'standard_logical_axis_rules.additional_rules.')
     spec = nn.logical_to_mesh_axes(axes, self.logical_axis_rules)
-    return NamedSharding(self.mesh, spec)
+    return NamedSharding(self.mesh, spec or PartitionSpec())
 
   @property
   def batch_sharding(self) -> NamedSharding:
@@ -188,8 +188,9 @@ class PjitPartitioner:
       raise ValueError(
           f'BATCH_SIZE {batch_size} cannot be cut over {data_size} devices of '
           'the data axis; use a multiple, or more model partitions.')
-    rows = self.batch_sharding.devices_indices_map((batch_size,))
-    slices = {}
+    rows: Mapping[Any, Any] = self.batch_sharding.devices_indices_map(
+        (batch_size,))
+    slices: dict[int, set[int]] = {}
     for device, index in rows.items():
       start = index[0].start or 0
       slices.setdefault(device.process_index, set()).add(start)

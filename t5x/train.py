@@ -127,9 +127,10 @@ def train(
       init_key=init_key)
 
   # Between steps: evaluate, save, report.
+  begins = origin.last_save is None
   folder = metric_writers.RunFolder(
       model_dir, terminal, silent=jax.process_index() != 0,
-      resume_step=None if origin.record is None else origin.step)
+      resume_step=None if begins else origin.step)
   _write_summaries(folder, start, trainer, summarize_config_fn)
   reporter = loop.Reporter(
       folder.writers('train', terminal),
@@ -138,7 +139,7 @@ def train(
       window=start.record.window, model_dir=model_dir)
   hooks = [
       loop.Hook(evaluate, eval_period, origin.first_step,
-                on_entry=extra.run_eval_before_training and not origin.record)
+                on_entry=extra.run_eval_before_training and begins)
       for evaluate in _evaluations(
           trainer, train_eval_dataset_cfg, infer_eval_dataset_cfg, folder,
           seed=origin.seed, eval_steps=eval_steps,

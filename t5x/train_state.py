@@ -24,8 +24,7 @@ Parameters = dict[str, Array]
 InitFn = Callable[[Array], Mapping[str, Any]]
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
   """A moment of a run.
 
   Attributes:
@@ -175,7 +174,7 @@ def template(
   Returns:
     A state of `jax.ShapeDtypeStruct`.
   """
-  parameters = {
+  parameters: dict[str, Any] = {
       path: jax.ShapeDtypeStruct(
           info.shape, info.dtype, sharding=placement[path])
       for path, info in infos.items()
@@ -185,16 +184,19 @@ def template(
   mesh = next(iter(placement.values())).mesh
   replicated = partitioning.NamedSharding(mesh, partitioning.PartitionSpec())
 
+  step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
+
   def placed(path, leaf):
     names = [entry.key for entry in path
              if isinstance(entry, jax.tree_util.DictKey)]
     like = next((trainable[n] for n in names if n in trainable), None)
-    same = like is not None and like.shape == leaf.shape
+    if like is None or like.shape != leaf.shape:
+      return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated)
     return jax.ShapeDtypeStruct(
-        leaf.shape, leaf.dtype, sharding=like.sharding if same else replicated)
+        leaf.shape, leaf.dtype, sharding=like.sharding)
 
   return TrainState(
-      step=jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated),
+      step=step,
       trainable=trainable,
       frozen=frozen,
       opt_state=jax.tree_util.tree_map_with_path(

@@ -120,7 +120,8 @@ def train_step(
   norm = optax.tree.norm(grads)
   finite = jnp.isfinite(norm) & jnp.isfinite(metrics['loss'].total)
   per_step = metrics_lib.AveragePerStep
-  metrics = metrics | {
+  metrics = {
+      **metrics,
       'gradient_norm': per_step(norm),
       'learning_rate': per_step(learning_rate_fn(state.step)),
       NONFINITE: metrics_lib.Sum(1.0 - finite.astype(jnp.float32)),

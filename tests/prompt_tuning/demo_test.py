@@ -80,7 +80,8 @@ def test_splits_are_balanced_and_apart(task):
     assert len(splits[name]) == size
     assert not train & {text for text, _ in splits[name]}
   for examples in splits.values():
-    counts = [sum(label == l for _, l in examples) for label in task.labels]
+    counts = [sum(given == label for _, given in examples)
+              for label in task.labels]
     assert max(counts) - min(counts) <= len(task.labels)
     assert {label for _, label in examples} <= set(task.labels)
 

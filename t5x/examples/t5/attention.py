@@ -69,8 +69,8 @@ def relative_position_bucket(
   distance = jnp.maximum(distance, 0)
   exact = num_buckets // 2
   steps = np.arange(1, num_buckets - exact)
-  bounds = exact * (max_distance / exact) ** (steps / (num_buckets - exact))
-  bounds = jnp.asarray(np.ceil(bounds - 1e-6), distance.dtype)
+  powers = exact * (max_distance / exact) ** (steps / (num_buckets - exact))
+  bounds = jnp.asarray(np.ceil(powers - 1e-6), distance.dtype)
   far = exact + jnp.searchsorted(bounds, distance, side='right')
   return offset + jnp.where(
       distance < exact, distance, far.astype(distance.dtype))
@@ -100,7 +100,7 @@ class RelativePositionBiases(nn.Module):
         bidirectional=self.bidirectional,
         num_buckets=cfg.relpos_num_buckets,
         max_distance=cfg.relpos_max_distance)
-    bias = jnp.take(table.astype(cfg.dtype), buckets, axis=1)
+    bias = jnp.take(jnp.asarray(table, cfg.dtype), buckets, axis=1)
     return jnp.moveaxis(bias, 0, 1)
 
 
@@ -134,8 +134,9 @@ def dot_product_attention(
     Per query the weighted mean of the values, in the dtype of `value`.
   """
   in_float32 = float32_logits or query.dtype == jnp.float32
-  dropping = dropout_rng is not None and dropout_rate > 0.0
-  if in_float32 and not dropping:
+  if dropout_rate == 0.0:
+    dropout_rng = None
+  if in_float32 and dropout_rng is None:
     bias = None if bias is None else bias.astype(jnp.float32)
     # JAX itself promotes bfloat16 implicitly there.
     with jax.numpy_dtype_promotion('standard'):
@@ -148,7 +149,7 @@ def dot_product_attention(
     logits = logits + bias.astype(dtype)
   logits = jnp.where(mask, logits, jnp.asarray(MASKED, dtype))
   weights = jax.nn.softmax(logits).astype(value.dtype)
-  if dropping:
+  if dropout_rng is not None:
     batch, heads, _, keys = weights.shape
     keep = jax.random.bernoulli(
         dropout_rng, 1.0 - dropout_rate, (batch, heads, 1, keys))

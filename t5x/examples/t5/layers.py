@@ -17,8 +17,7 @@ Sequence = sequence_lib.Sequence
 T5Config = config_lib.T5Config
 
 
-@flax.struct.dataclass
-class BlockContext:
+class BlockContext(flax.struct.PyTreeNode):
   """What is the same for all blocks of a stack.
 
   Attributes:
@@ -57,7 +56,8 @@ class LayerNorm(nn.Module):
     wide = x.astype(jnp.float32)
     mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
     unit = (wide * jax.lax.rsqrt(mean_square + 1e-6)).astype(cfg.dtype)
-    return unit * jnp.broadcast_to(scale.astype(cfg.dtype), unit.shape)
+    return unit * jnp.broadcast_to(
+        jnp.asarray(scale, cfg.dtype), unit.shape)
 
 
 def dropout(config: T5Config) -> nn.Dropout:
@@ -138,6 +138,7 @@ class DecoderLayer(nn.Module):
       self, x: Float[Array, 'B T H'], context: BlockContext, deterministic: bool
   ) -> tuple[Float[Array, 'B T H'], None]:
     """The next hidden states, and None: the form that a scan wants."""
+    assert context.encoded is not None and context.encoded_mask is not None
     y = self.self_attention(
         self.pre_self_attention_layer_norm(x), context.mask, context.bias,
         context.position, deterministic=deterministic)

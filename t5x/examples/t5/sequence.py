@@ -13,8 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 
-@flax.struct.dataclass
-class Sequence:
+class Sequence(flax.struct.PyTreeNode):
   """An embedded sequence and everything that must stay in step with it.
 
   One row, before and after a prompt of P = 2 is put in front:
