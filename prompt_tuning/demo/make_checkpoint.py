@@ -22,8 +22,8 @@ from t5x import partitioning
 from t5x import train_state
 
 _RUN = flags.DEFINE_string('run', None, 'Folder of the run.', required=True)
-_OUTPUT = flags.DEFINE_string(
-    'output', str(pathlib.Path(__file__).parent / 'data'),
+_FOLDER = flags.DEFINE_string(
+    'checkpoint_folder', str(pathlib.Path(__file__).parent / 'data'),
     'Folder in which checkpoint_<step> is written.')
 
 
@@ -53,7 +53,7 @@ def export(run: str, output: str) -> str:
 def main(argv: Sequence[str]) -> None:
   """Writes the checkpoint."""
   del argv
-  export(_RUN.value, _OUTPUT.value)
+  export(_RUN.value, _FOLDER.value)
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
 """Trains the demo's SentencePiece vocabulary on the demo's language.
 
-python -m prompt_tuning.demo.make_vocabulary --output=vocabulary.model
+python -m prompt_tuning.demo.make_vocabulary
 """
 
 import io
@@ -14,8 +14,8 @@ from prompt_tuning.demo import pretraining
 from prompt_tuning.demo import tasks
 import sentencepiece
 
-_OUTPUT = flags.DEFINE_string(
-    'output', str(tasks.VOCABULARY_FILE), 'File to write.')
+_FILE = flags.DEFINE_string(
+    'vocabulary_file', str(tasks.VOCABULARY_FILE), 'File to write.')
 # Enough merges for every word of the language to be one piece.
 _PIECES = 800
 
@@ -54,7 +54,7 @@ def _train(model: io.BytesIO, rules: pathlib.Path) -> None:
 def main(argv: list[str]) -> None:
   """Writes the file."""
   del argv
-  path = pathlib.Path(_OUTPUT.value)
+  path = pathlib.Path(_FILE.value)
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_bytes(train())
 
