@@ -117,7 +117,9 @@ def main(fn: Callable[..., Any]) -> None:
     except (ValueError, FloatingPointError) as error:
       if not _explained(error):
         raise
-      sys.stderr.write(f'\nerror: {error}\n')
+      # gin adds where the function was called from.
+      message = str(error).split('\n  In call to configurable')[0]
+      sys.stderr.write(f'\nerror: {message}\n')
       sys.exit(2)
 
   gin_utils.run(run)
