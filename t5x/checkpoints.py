@@ -336,7 +336,8 @@ class Checkpointer:
       temporary.rmtree(missing_ok=True)
       raise CheckpointError(
           f'{final} could not be written ({error}). Earlier saves are '
-          'untouched; free some space and start again to continue.') from error
+          'untouched; see that the disk has space and that the folder can be '
+          'written to, and start again to continue.') from error
     _barrier(f'saved {step}')
     self._drop_old()
 

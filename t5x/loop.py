@@ -88,7 +88,14 @@ class Stop:
 
   @contextlib.contextmanager
   def listening(self) -> Iterator['Stop']:
-    """Within it, SIGTERM is noted instead of ending the process."""
+    """Within it, SIGTERM is noted instead of ending the process.
+
+    Among several processes JAX has a handler of its own, which makes them
+    agree on the step; it is left in place.
+    """
+    if jax.process_count() > 1:
+      yield self
+      return
     before = signal.signal(signal.SIGTERM, self._request)
     try:
       yield self

@@ -16,6 +16,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
+import numpy as np
 import optax
 from t5x import optimizers
 from t5x import partitioning
@@ -223,7 +224,8 @@ def create(
   trainable = {path: parameters[path] for path in like.trainable}
   out = jax.tree.map(lambda x: x.sharding, like.opt_state)
   return TrainState(
-      step=jax.device_put(jnp.int32(step), like.step.sharding),
+      # From numpy: a JAX array would become one of several processes' wrongly.
+      step=jax.device_put(np.int32(step), like.step.sharding),
       trainable=trainable,
       frozen={path: parameters[path] for path in like.frozen},
       opt_state=jax.jit(optimizer.init, out_shardings=out)(trainable))

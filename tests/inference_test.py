@@ -1,0 +1,120 @@
+"""Evaluation and inference from the command line, on the demo's model."""
+
+import json
+import pathlib
+
+import numpy as np
+from prompt_tuning.demo import files
+from prompt_tuning.demo import tasks
+import pytest
+from t5x import eval as eval_script
+from t5x import infer
+from t5x import program
+
+pytestmark = pytest.mark.slow
+
+TASK = tasks.TARGETS[0]
+SIZE = tasks.EVALUATION_SIZES['validation']
+COMMON = [
+    f'--gin.CHECKPOINT_PATH={files.checkpoint()}',
+    f'--gin.MIXTURE_OR_TASK_NAME={TASK.name}',
+    '--gin.MIXTURE_OR_TASK_MODULE=prompt_tuning.demo.tasks',
+    "--gin.TASK_FEATURE_LENGTHS={'inputs': 32, 'targets': 4}",
+    "--gin.utils.DatasetConfig.split='validation'",
+    # Not a divisor of the number of examples: the last batch is padded.
+    '--gin.utils.DatasetConfig.batch_size=32',
+]
+
+
+@pytest.fixture(scope='module')
+def prompt(tmp_path_factory):
+  """A prompt that has learned nothing; what matters is that it is used."""
+  path = tmp_path_factory.mktemp('prompt') / 'encoder.prompt.prompt.prompt'
+  with path.open('wb') as file:
+    np.save(file, np.random.default_rng(0).normal(
+        size=(10, 128)).astype(np.float32))
+  return path
+
+
+def _infer(prompt, output, mode, *extra):
+  (path,) = program.run_command(infer.infer, [
+      '--gin_file=models/demo_prompt.gin',
+      '--gin_file=models/decoding/greedy.gin',
+      '--gin_file=runs/prompt_infer.gin', f'--gin.PROMPT_FILE={prompt}',
+      f'--gin.INFER_OUTPUT_DIR={output}', f"--gin.infer.mode='{mode}'",
+      *COMMON, *extra])
+  return path, [json.loads(line)
+                for line in pathlib.Path(path).read_text().splitlines()]
+
+
+@pytest.fixture(scope='module')
+def predictions(prompt, tmp_path_factory):
+  return _infer(prompt, tmp_path_factory.mktemp('predict'), 'predict')
+
+
+def test_every_example_has_one_row_in_order(predictions):
+  path, rows = predictions
+  assert path.endswith(f'{TASK.name}-predict.jsonl-00000-of-00001')
+  assert len(rows) == SIZE
+  for row, (text, label) in zip(
+      rows, tasks.examples(TASK, 'validation'), strict=True):
+    assert row['inputs']['inputs_pretokenized'] == text
+    assert row['inputs']['targets_pretokenized'] == label
+    assert isinstance(row['prediction'], str)
+
+
+def test_eight_devices_predict_what_one_does(prompt, predictions, tmp_path):
+  _, rows = _infer(
+      prompt, tmp_path, 'predict', '--gin.PjitPartitioner.num_partitions=4')
+  assert rows == predictions[1]
+
+
+def test_predictions_depend_on_the_prompt(predictions, tmp_path):
+  other = tmp_path / 'prompt.npy'
+  np.save(other, np.full((10, 128), 3.0, np.float32))
+  _, rows = _infer(other, tmp_path, 'predict')
+  assert rows != predictions[1]
+
+
+def test_predict_with_aux_adds_scores(prompt, predictions, tmp_path):
+  _, rows = _infer(prompt, tmp_path, 'predict_with_aux')
+  assert [row['prediction'] for row in rows] == [
+      row['prediction'] for row in predictions[1]]
+  assert all(row['aux']['scores'] <= 0 for row in rows)
+
+
+def test_score_is_negative_and_follows_the_targets(prompt, tmp_path):
+  _, rows = _infer(prompt, tmp_path, 'score')
+  assert len(rows) == SIZE
+  assert all(row['score'] < 0 for row in rows)
+  assert len({row['score'] for row in rows}) > SIZE / 2
+
+
+def test_an_unknown_mode_is_refused(prompt, tmp_path):
+  with pytest.raises(ValueError, match="infer.mode is 'guess'"):
+    _infer(prompt, tmp_path / 'out', 'guess')
+  assert not (tmp_path / 'out').exists()
+
+
+def test_evaluation_is_the_accuracy_of_the_predictions(
+    prompt, predictions, tmp_path):
+  results = program.run_command(eval_script.evaluate, [
+      '--gin_file=models/demo_prompt.gin',
+      '--gin_file=models/decoding/greedy.gin',
+      '--gin_file=runs/prompt_eval.gin', f'--gin.PROMPT_FILE={prompt}',
+      f'--gin.EVAL_OUTPUT_DIR={tmp_path}', *COMMON])
+  right = [row['prediction'] == row['inputs']['targets_pretokenized']
+           for row in predictions[1]]
+  assert results == {TASK.name: {'accuracy': 100 * np.mean(right)}}
+  assert (tmp_path / 'config.gin').exists()
+  file = tmp_path / 'inference_eval' / f'{TASK.name}-metrics.jsonl'
+  (row,) = [json.loads(line) for line in file.read_text().splitlines()]
+  assert row['accuracy'] == results[TASK.name]['accuracy']
+
+
+def test_a_prompt_of_another_length_is_refused(tmp_path):
+  short = tmp_path / 'prompt.npy'
+  np.save(short, np.zeros((3, 128), np.float32))
+  with pytest.raises(ValueError, match=r'\[3, 128\].*\[10, 128\]'):
+    _infer(short, tmp_path / 'out', 'predict')
+  assert not (tmp_path / 'out').exists()
