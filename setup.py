@@ -35,6 +35,7 @@ EXTRAS = {
         'pytest-xdist>=3.8,<4',
         'ruff>=0.16,<0.18',
         'scipy>=1.16,<2',
+        'setuptools>=77',
     ],
     # Live comparisons. For the CPU build of torch install it first:
     # pip install torch==2.13.0
