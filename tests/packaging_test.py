@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -86,3 +87,14 @@ def test_upstream_t5x_in_front_of_ours_is_one_clear_error(tmp_path):
   done = _python(tmp_path, 'import prompt_tuning', ROOT)
   assert done.returncode == 1
   assert 'is the upstream one' in done.stderr.strip().splitlines()[-1]
+
+
+def test_lower_bounds_are_the_versions_that_were_tested():
+  text = (ROOT / 'setup.py').read_text()
+  wanted = dict(re.findall(r"'([\w-]+)(?:\[\w+\])?>=([\d.]+),", text.split(
+      'EXTRAS')[0]))
+  lines = (ROOT / 'tests/lower_bounds.txt').read_text().splitlines()
+  pins = dict(line.split('==') for line in lines if '==' in line)
+  assert wanted.keys() == pins.keys() - {'jaxlib'}
+  for name, version in wanted.items():
+    assert re.fullmatch(re.escape(version) + r'(\.0)*', pins[name]), name

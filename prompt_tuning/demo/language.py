@@ -3,7 +3,9 @@
 A text is two or three sentences about one domain (films, hotels, ...). Its
 sentences carry what the tasks ask for: the writer's mood, the domain, agreement
 between subject and verb, and facts that a second text can follow from or
-contradict. Everything is a function of a `random.Random`.
+contradict. The words that answer the tasks (positive, culture, many, true, ...)
+are ordinary words of the language, used where they fit, as they are in English.
+Everything is a function of a `random.Random`.
 """
 
 from collections.abc import Sequence
@@ -29,12 +31,16 @@ DOMAINS = {
     'garden': ('garden', 'flower', 'path', 'fountain', 'gardener', 'bench',
                'lawn', 'gate'),
 }
+# What a text of a domain is about, more generally.
+THEMES = {'film': 'culture', 'book': 'culture', 'hotel': 'travel',
+          'car': 'travel', 'school': 'learning', 'phone': 'technology',
+          'restaurant': 'food', 'garden': 'nature'}
 GOOD = ('good', 'great', 'lovely', 'pleasant', 'charming', 'superb', 'nice',
         'brilliant', 'perfect', 'delightful', 'splendid', 'fine', 'wonderful',
-        'elegant', 'fresh', 'bright')
+        'elegant', 'fresh', 'bright', 'positive')
 BAD = ('bad', 'awful', 'ugly', 'nasty', 'boring', 'horrible', 'poor',
        'dreadful', 'broken', 'terrible', 'shabby', 'dull', 'miserable',
-       'clumsy', 'stale', 'gloomy')
+       'clumsy', 'stale', 'gloomy', 'negative')
 # Pairs of opposites, used where a text has to contradict another.
 PLAIN = {'big': 'small', 'old': 'new', 'red': 'blue', 'tall': 'short',
          'open': 'closed', 'full': 'empty', 'warm': 'cold', 'long': 'brief',
@@ -49,12 +55,6 @@ SAW = ('saw', 'visited', 'found', 'noticed', 'remembered', 'described')
 ADVERBS = ('very', 'really', 'quite', 'rather', 'truly', 'so')
 TIMES = ('yesterday', 'today', 'last week', 'in the morning', 'at night',
          'on monday', 'in spring', 'once')
-# Words that texts mention without using them; the tasks answer with them. They
-# are ordinary words to the model, but nothing in a text says what they are for.
-WRITTEN = ('positive', 'negative', 'acceptable', 'unacceptable', 'singular',
-           'plural', 'entailment', 'contradiction', 'synonym', 'antonym',
-           'culture', 'travel', 'learning', 'technology', 'food', 'nature',
-           'maybe', 'hello', 'welcome', 'stop', 'left', 'right')
 NUMBERS = ('two', 'three', 'four', 'five', 'six', 'many', 'several', 'some')
 
 
@@ -73,11 +73,18 @@ class Review:
   positive: bool
 
 
+def words() -> set[str]:
+  """The words of the language that name or describe something."""
+  nouns = {noun for names in DOMAINS.values() for noun in names}
+  return {*nouns, *NAMES, *GOOD, *BAD, *OPPOSITE, *THEMES.values(), 'one',
+          'many', 'true', 'false', 'right', 'wrong', 'same', 'different'}
+
+
 def noun_phrase(rng: random.Random, noun: str, plural: bool) -> str:
   """`the big actor`, `three old actors`: determiner, maybe adjective, noun."""
   determiner = rng.choice(
       ('the', 'these', 'those', *NUMBERS) if plural else
-      ('the', 'this', 'that', 'a'))
+      ('the', 'this', 'that', 'a', 'one'))
   words = [determiner]
   if rng.random() < 0.3:
     words.append(rng.choice(sorted(OPPOSITE)))
@@ -108,8 +115,8 @@ def fact(rng: random.Random, domain: str) -> str:
   noun = rng.choice(DOMAINS[domain])
   plural = rng.random() < 0.4
   if rng.random() < 0.15:
-    return (f'{rng.choice(NAMES)} wrote {rng.choice(WRITTEN)} on the '
-            f'{noun} {rng.choice(TIMES)} .')
+    return (f'{rng.choice(NAMES)} wrote about {THEMES[domain]} '
+            f'{rng.choice(TIMES)} .')
   if rng.random() < 0.5:
     return (f'{rng.choice(NAMES)} {rng.choice(SAW)} '
             f'{noun_phrase(rng, noun, plural)} {rng.choice(TIMES)} .')
@@ -134,9 +141,10 @@ def review(
   return Review(' '.join(sentences), domain, positive)
 
 
-def agreement(rng: random.Random, correct: bool) -> str:
+def agreement(
+    rng: random.Random, correct: bool, domains: Sequence[str] = ()) -> str:
   """A sentence whose verb does or does not agree with its subject."""
-  domain = rng.choice(sorted(DOMAINS))
+  domain = rng.choice(domains or sorted(DOMAINS))
   plural = rng.random() < 0.5
   verbs = rng.choice((('is', 'are'), ('was', 'were')))
   verb = verbs[plural == correct]
@@ -157,3 +165,35 @@ def inference(
     return f'all {noun}s were {quality} .', f'some {noun}s were {said} .'
   return (f'{rng.choice(NAMES)} {rng.choice(SAW)} the {quality} {noun} .',
           f'the {noun} was {said} .')
+
+
+def comparison(
+    rng: random.Random, alike: bool, domains: Sequence[str] = ()) -> str:
+  """Two things described by the same word, or by opposites."""
+  first = rng.choice(sorted(OPPOSITE))
+  second = first if alike else OPPOSITE[first]
+  things = [rng.choice(DOMAINS[rng.choice(domains or sorted(DOMAINS))])
+            for _ in range(2)]
+  return f'the {first} {things[0]} and the {second} {things[1]}'
+
+
+def sighting(
+    rng: random.Random, plural: bool, domains: Sequence[str] = ()) -> str:
+  """Somebody sees one thing, or several."""
+  noun = rng.choice(DOMAINS[rng.choice(domains or sorted(DOMAINS))])
+  return (f'{rng.choice(NAMES)} {rng.choice(SAW)} '
+          f'{noun_phrase(rng, noun, plural)} {rng.choice(TIMES)} .')
+
+
+def judgement(rng: random.Random, domains: Sequence[str]) -> str:
+  """Something said about a sentence, an inference or a comparison."""
+  holds = rng.random() < 0.5
+  kind = rng.randrange(3)
+  if kind == 0:
+    word = 'right' if holds else 'wrong'
+    return f'{agreement(rng, holds, domains)} this sentence is {word} .'
+  if kind == 1:
+    premise, hypothesis = inference(rng, holds, domains)
+    return f'{premise} {hypothesis} this is {str(holds).lower()} .'
+  word = 'same' if holds else 'different'
+  return f'{comparison(rng, holds, domains)} are {word} .'

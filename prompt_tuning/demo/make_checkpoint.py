@@ -3,7 +3,7 @@
     python -m t5x.train --gin_file=gin/demo/pretrain.gin \
       --gin.MODEL_DIR=/tmp/pretrain
     python -m t5x.train --gin_file=gin/demo/lm_adapt.gin \
-      --gin.INITIAL_CHECKPOINT_PATH=/tmp/pretrain/checkpoint_1500 \
+      --gin.INITIAL_CHECKPOINT_PATH=/tmp/pretrain/checkpoint_1000 \
       --gin.MODEL_DIR=/tmp/lm_adapt
     python -m prompt_tuning.demo.make_checkpoint --run=/tmp/lm_adapt
 
@@ -15,6 +15,7 @@ import pathlib
 
 from absl import app
 from absl import flags
+from absl import logging
 import jax
 import jax.numpy as jnp
 from t5x import checkpoints
@@ -53,6 +54,7 @@ def export(run: str, output: str) -> str:
 def main(argv: Sequence[str]) -> None:
   """Writes the checkpoint."""
   del argv
+  logging.set_verbosity(logging.WARNING)
   export(_RUN.value, _FOLDER.value)
 
 

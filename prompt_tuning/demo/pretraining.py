@@ -2,8 +2,8 @@
 
 First span corruption; then language-model adaptation mixed with instructions,
 as T5's LM-adapted and instructed models were. No instruction is about a target
-task's domain, and none is answered with a word that answers a task: those only
-occur in plain text, at random.
+task's domain. Most offer two words as answers, drawn from the whole language, so
+that the model learns to answer in the words that it is given.
 """
 
 from collections.abc import Iterator
@@ -17,31 +17,59 @@ import tensorflow as tf
 _TEXTS = 60_000
 
 
+# Domains that nothing said to be true, false, right or wrong is about.
+_OTHER_DOMAINS = sorted(set(language.DOMAINS) - set(tasks.TARGET_DOMAINS))
+
+
 def sentences(rng: random.Random) -> str:
-  """Plain text: reviews, statements, premises with what follows from them."""
+  """Plain text: reviews, statements, inferences, judgements."""
   kind = rng.random()
-  if kind < 0.7:
+  if kind < 0.65:
     return language.review(rng).text
-  if kind < 0.85:
+  if kind < 0.75:
     return language.agreement(rng, correct=True)
-  return ' '.join(language.inference(rng, follows=True))
+  if kind < 0.85:
+    return ' '.join(language.inference(rng, follows=True))
+  return language.judgement(rng, _OTHER_DOMAINS)
+
+
+# What a question can offer as answers: any words at all, the second for yes.
+_OPTIONS = sorted(language.words())
+
+
+def _question(rng: random.Random) -> tuple[str, str, bool]:
+  """What is asked, about which text, and whether it is so."""
+  holds = rng.random() < 0.5
+  kind = rng.randrange(8)
+  if kind < 4:
+    domain = rng.choice(_OTHER_DOMAINS)
+    return 'happy', language.review(rng, domain, holds).text, holds
+  if kind == 4:
+    pair = language.inference(rng, holds, _OTHER_DOMAINS)
+    return 'follows', ' '.join(pair), holds
+  if kind == 5:
+    return 'same', language.comparison(rng, holds, _OTHER_DOMAINS), holds
+  if kind == 6:
+    return 'right', language.agreement(rng, holds, _OTHER_DOMAINS), holds
+  return 'several', language.sighting(rng, holds, _OTHER_DOMAINS), holds
 
 
 def instruction(rng: random.Random) -> tuple[str, str]:
-  """A question about a text of a domain that no target is about, answered."""
-  domains = sorted(set(language.DOMAINS) - set(tasks.TARGET_DOMAINS))
-  found = language.review(rng, rng.choice(domains))
-  kind = rng.randrange(4)
-  if kind == 0:
-    return f'mood ? {found.text}', 'happy' if found.positive else 'sad'
-  if kind == 1:
-    return f'subject ? {found.text}', found.domain
-  if kind == 2:
+  """A question about a text of a domain that no target is about, answered.
+
+  Two answers are offered, in words that have nothing to do with the question;
+  the first is for no and the second for yes.
+  """
+  kind = rng.random()
+  if kind < 0.1:
     word = rng.choice(sorted(language.OPPOSITE))
     return f'opposite ? {word}', language.OPPOSITE[word]
-  follows = rng.random() < 0.5
-  premise, hypothesis = language.inference(rng, follows, domains)
-  return f'true ? {premise} so {hypothesis}', 'yes' if follows else 'no'
+  if kind < 0.3:
+    found = language.review(rng, rng.choice(_OTHER_DOMAINS))
+    return f'subject ? {found.text}', found.domain
+  question, text, holds = _question(rng)
+  no, yes = rng.sample(_OPTIONS, 2)
+  return f'{question} {no} {yes} ? {text}', yes if holds else no
 
 
 def texts(split: str) -> Iterator[tuple[str, str]]:
@@ -140,5 +168,5 @@ _register('demo_prefix_lm', texts, split_text)
 _register('demo_instructions', instructions)
 seqio.MixtureRegistry.add(
     'demo_lm_adaptation',
-    ['demo_prefix_lm', 'demo_span_corruption', 'demo_instructions'],
-    default_rate=1.0)
+    [('demo_prefix_lm', 1.0), ('demo_span_corruption', 1.0),
+     ('demo_instructions', 2.0)])
