@@ -3,9 +3,7 @@
 A text is two or three sentences about one domain (films, hotels, ...). Its
 sentences carry what the tasks ask for: the writer's mood, the domain, agreement
 between subject and verb, and facts that a second text can follow from or
-contradict. The words that answer the tasks (positive, culture, many, true, ...)
-are ordinary words of the language, used where they fit, as they are in English.
-Everything is a function of a `random.Random`.
+contradict. Everything is a function of a `random.Random`.
 """
 
 from collections.abc import Sequence
@@ -37,10 +35,10 @@ THEMES = {'film': 'culture', 'book': 'culture', 'hotel': 'travel',
           'restaurant': 'food', 'garden': 'nature'}
 GOOD = ('good', 'great', 'lovely', 'pleasant', 'charming', 'superb', 'nice',
         'brilliant', 'perfect', 'delightful', 'splendid', 'fine', 'wonderful',
-        'elegant', 'fresh', 'bright', 'positive')
+        'elegant', 'fresh', 'bright')
 BAD = ('bad', 'awful', 'ugly', 'nasty', 'boring', 'horrible', 'poor',
        'dreadful', 'broken', 'terrible', 'shabby', 'dull', 'miserable',
-       'clumsy', 'stale', 'gloomy', 'negative')
+       'clumsy', 'stale', 'gloomy')
 # Pairs of opposites, used where a text has to contradict another.
 PLAIN = {'big': 'small', 'old': 'new', 'red': 'blue', 'tall': 'short',
          'open': 'closed', 'full': 'empty', 'warm': 'cold', 'long': 'brief',
@@ -71,13 +69,6 @@ class Review:
   text: str
   domain: str
   positive: bool
-
-
-def words() -> set[str]:
-  """The words of the language that name or describe something."""
-  nouns = {noun for names in DOMAINS.values() for noun in names}
-  return {*nouns, *NAMES, *GOOD, *BAD, *OPPOSITE, *THEMES.values(), 'one',
-          'many', 'true', 'false', 'right', 'wrong', 'same', 'different'}
 
 
 def noun_phrase(rng: random.Random, noun: str, plural: bool) -> str:
@@ -183,17 +174,3 @@ def sighting(
   noun = rng.choice(DOMAINS[rng.choice(domains or sorted(DOMAINS))])
   return (f'{rng.choice(NAMES)} {rng.choice(SAW)} '
           f'{noun_phrase(rng, noun, plural)} {rng.choice(TIMES)} .')
-
-
-def judgement(rng: random.Random, domains: Sequence[str]) -> str:
-  """Something said about a sentence, an inference or a comparison."""
-  holds = rng.random() < 0.5
-  kind = rng.randrange(3)
-  if kind == 0:
-    word = 'right' if holds else 'wrong'
-    return f'{agreement(rng, holds, domains)} this sentence is {word} .'
-  if kind == 1:
-    premise, hypothesis = inference(rng, holds, domains)
-    return f'{premise} {hypothesis} this is {str(holds).lower()} .'
-  word = 'same' if holds else 'different'
-  return f'{comparison(rng, holds, domains)} are {word} .'

@@ -3,6 +3,7 @@
 python -m prompt_tuning.demo.make_vocabulary
 """
 
+import contextlib
 import io
 import pathlib
 import random
@@ -34,21 +35,18 @@ def corpus(lines: int = 20_000) -> list[str]:
 def train() -> bytes:
   """The serialised model; as in T5, 0 pads, 1 ends a text, 2 is unknown."""
   model = io.BytesIO()
-  # Any rule will do; without one the library warns when it loads the model.
-  with tempfile.TemporaryDirectory() as folder:
-    rules = pathlib.Path(folder) / 'rules.tsv'
+  # Any rule will do; without one the library warns when it loads the model. The
+  # model holds the name of the file, so that it must be the same each time.
+  with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+    rules = pathlib.Path('rules.tsv')
     rules.write_text('3000\t20\n')  # Ideographic space to space.
-    _train(model, rules)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(corpus()), model_writer=model,
+        model_type='bpe', vocab_size=_PIECES,
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
+        num_threads=1,  # For the same result each time.
+        normalization_rule_tsv=str(rules), minloglevel=2)
   return model.getvalue()
-
-
-def _train(model: io.BytesIO, rules: pathlib.Path) -> None:
-  """Runs SentencePiece on one thread, so that the result is the same."""
-  sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=iter(corpus()), model_writer=model,
-      model_type='bpe', vocab_size=_PIECES,
-      pad_id=0, eos_id=1, unk_id=2, bos_id=-1, num_threads=1,
-      normalization_rule_tsv=str(rules), minloglevel=2)
 
 
 def main(argv: list[str]) -> None:

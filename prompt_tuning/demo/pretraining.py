@@ -1,12 +1,13 @@
 """What the demo's model was pretrained on, as SeqIO tasks.
 
 First span corruption; then language-model adaptation mixed with instructions,
-as T5's LM-adapted and instructed models were. No instruction is about a target
-task's domain. Most offer two words as answers, drawn from the whole language, so
-that the model learns to answer in the words that it is given.
+as T5's LM-adapted and instructed models were. An instruction names its question
+("opinion ? the film was ..."), the tasks do not; and no instruction is about a
+domain of a target task.
 """
 
 from collections.abc import Iterator
+import functools
 import random
 
 from prompt_tuning.demo import language
@@ -17,59 +18,43 @@ import tensorflow as tf
 _TEXTS = 60_000
 
 
-# Domains that nothing said to be true, false, right or wrong is about.
-_OTHER_DOMAINS = sorted(set(language.DOMAINS) - set(tasks.TARGET_DOMAINS))
+# Domains that no target task is about.
+_DOMAINS = sorted(set(language.DOMAINS) - set(tasks.TARGET_DOMAINS))
 
 
 def sentences(rng: random.Random) -> str:
-  """Plain text: reviews, statements, inferences, judgements."""
+  """Plain text: reviews, statements, premises with what follows from them."""
   kind = rng.random()
-  if kind < 0.65:
+  if kind < 0.7:
     return language.review(rng).text
-  if kind < 0.75:
-    return language.agreement(rng, correct=True)
   if kind < 0.85:
-    return ' '.join(language.inference(rng, follows=True))
-  return language.judgement(rng, _OTHER_DOMAINS)
+    return language.agreement(rng, correct=True)
+  return ' '.join(language.inference(rng, follows=True))
 
 
-# What a question can offer as answers: any words at all, the second for yes.
-_OPTIONS = sorted(language.words())
+def _opposite(rng: random.Random) -> tuple[str, str]:
+  """A word and its opposite."""
+  word = rng.choice(sorted(language.OPPOSITE))
+  return word, language.OPPOSITE[word]
 
 
-def _question(rng: random.Random) -> tuple[str, str, bool]:
-  """What is asked, about which text, and whether it is so."""
-  holds = rng.random() < 0.5
-  kind = rng.randrange(8)
-  if kind < 4:
-    domain = rng.choice(_OTHER_DOMAINS)
-    return 'happy', language.review(rng, domain, holds).text, holds
-  if kind == 4:
-    pair = language.inference(rng, holds, _OTHER_DOMAINS)
-    return 'follows', ' '.join(pair), holds
-  if kind == 5:
-    return 'same', language.comparison(rng, holds, _OTHER_DOMAINS), holds
-  if kind == 6:
-    return 'right', language.agreement(rng, holds, _OTHER_DOMAINS), holds
-  return 'several', language.sighting(rng, holds, _OTHER_DOMAINS), holds
+# From question to what makes a text and its answer.
+QUESTIONS: dict[str, tasks.Maker] = {
+    'opinion': functools.partial(tasks.sentiment, domains=_DOMAINS),
+    'topic': functools.partial(tasks.topic, domains=_DOMAINS),
+    'number': functools.partial(tasks.number, domains=_DOMAINS),
+    'grammar': functools.partial(tasks.grammar, domains=_DOMAINS),
+    'follows': functools.partial(tasks.inference, domains=_DOMAINS),
+    'relation': functools.partial(tasks.relation, domains=_DOMAINS),
+    'opposite': _opposite,
+}
 
 
 def instruction(rng: random.Random) -> tuple[str, str]:
-  """A question about a text of a domain that no target is about, answered.
-
-  Two answers are offered, in words that have nothing to do with the question;
-  the first is for no and the second for yes.
-  """
-  kind = rng.random()
-  if kind < 0.1:
-    word = rng.choice(sorted(language.OPPOSITE))
-    return f'opposite ? {word}', language.OPPOSITE[word]
-  if kind < 0.3:
-    found = language.review(rng, rng.choice(_OTHER_DOMAINS))
-    return f'subject ? {found.text}', found.domain
-  question, text, holds = _question(rng)
-  no, yes = rng.sample(_OPTIONS, 2)
-  return f'{question} {no} {yes} ? {text}', yes if holds else no
+  """A question about a text of a domain that no target is about, answered."""
+  question = rng.choice(sorted(QUESTIONS))
+  text, answer = QUESTIONS[question](rng)
+  return f'{question} ? {text}', answer
 
 
 def texts(split: str) -> Iterator[tuple[str, str]]:
@@ -96,8 +81,8 @@ def corrupt_spans(
   """Replaces spans of the text by sentinels; the targets say what they were.
 
   Raffel et al., section 3.1.4. A span begins at each place with probability
-  `noise_density / span_length`, at least one per text; overlapping spans become
-  one longer span.
+  `noise_density / span_length`, at least one per text and none at its first
+  token; overlapping spans become one longer span.
 
     text       the film was very good .
     inputs     the S1 was very S2
@@ -116,8 +101,10 @@ def corrupt_spans(
   size = tf.size(tokens)
   starts = tf.random.stateless_uniform([size], seeds[0]) < (
       noise_density / span_length)
-  always = tf.random.stateless_uniform([], seeds[1], 0, size, tf.int32)
-  starts |= tf.range(size) == always
+  always = tf.random.stateless_uniform(
+      [], seeds[1], 1, tf.maximum(size, 2), tf.int32)
+  place = tf.range(size)
+  starts = (starts | (place == always)) & (place > 0)
   noise = tf.zeros([size], bool)
   for shift in range(span_length):
     noise |= tf.concat([tf.zeros([shift], bool), starts], 0)[:size]

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import pathlib
 import random
+from typing import Any
 
 from prompt_tuning.demo import language
 import seqio
@@ -59,69 +60,76 @@ INFERENCE = ('false', 'true')
 RELATION = ('different', 'same')
 
 
-def _sentiment(rng: random.Random, domain: str) -> Example:
-  """The mood of a review of one domain."""
-  found = language.review(rng, domain)
+def sentiment(rng: random.Random, domains: Sequence[str]) -> Example:
+  """The mood of a review."""
+  found = language.review(rng, rng.choice(domains))
   return found.text, SENTIMENT[found.positive]
 
 
-def _topic(rng: random.Random, opinions: bool) -> Example:
-  """The subject of a review, or of a text of facts only."""
-  found = language.review(rng)
-  if opinions:
-    return found.text, language.THEMES[found.domain]
-  facts = ' '.join(language.fact(rng, found.domain) for _ in range(2))
-  return facts, language.THEMES[found.domain]
+def topic(
+    rng: random.Random, domains: Sequence[str], facts: bool = False) -> Example:
+  """What a review, or a text of facts only, is about."""
+  domain = rng.choice(domains)
+  text = (' '.join(language.fact(rng, domain) for _ in range(2)) if facts
+          else language.review(rng, domain).text)
+  return text, language.THEMES[domain]
 
 
-def _number(rng: random.Random) -> Example:
+def number(rng: random.Random, domains: Sequence[str]) -> Example:
   """Whether one thing is seen or several."""
   plural = rng.random() < 0.5
-  return language.sighting(rng, plural), NUMBER[plural]
+  return language.sighting(rng, plural, domains), NUMBER[plural]
 
 
-def _grammar(rng: random.Random) -> Example:
+def grammar(rng: random.Random, domains: Sequence[str]) -> Example:
   """Whether subject and verb agree."""
   correct = rng.random() < 0.5
-  return language.agreement(rng, correct), GRAMMAR[correct]
+  return language.agreement(rng, correct, domains), GRAMMAR[correct]
 
 
-def _inference(rng: random.Random, domains: Sequence[str]) -> Example:
-  """Whether a hypothesis about something of these domains follows."""
+def inference(rng: random.Random, domains: Sequence[str]) -> Example:
+  """Whether a hypothesis follows or is contradicted."""
   follows = rng.random() < 0.5
   premise, hypothesis = language.inference(rng, follows, domains)
   return f'premise {premise} hypothesis {hypothesis}', INFERENCE[follows]
 
 
-def _relation(rng: random.Random) -> Example:
+def relation(rng: random.Random, domains: Sequence[str]) -> Example:
   """Whether two things are described by the same word or by opposites."""
   alike = rng.random() < 0.5
-  return language.comparison(rng, alike), RELATION[alike]
+  return language.comparison(rng, alike, domains), RELATION[alike]
 
 
+def _task(
+    name: str, family: str, labels: Sequence[str], make: Callable[..., Example],
+    domains: Sequence[str], **options: Any,
+) -> DemoTask:
+  """A task about some domains."""
+  return DemoTask(name, family, tuple(labels),
+                  functools.partial(make, domains=domains), **options)
+
+
+_ALL = tuple(sorted(language.DOMAINS))
 SOURCES = (
-    DemoTask('demo_film_sentiment', 'sentiment', SENTIMENT,
-             functools.partial(_sentiment, domain='film')),
-    DemoTask('demo_hotel_sentiment', 'sentiment', SENTIMENT,
-             functools.partial(_sentiment, domain='hotel')),
-    DemoTask('demo_review_topic', 'topic', TOPICS,
-             functools.partial(_topic, opinions=True)),
-    DemoTask('demo_number', 'agreement', NUMBER, _number),
-    DemoTask('demo_grammar', 'agreement', GRAMMAR, _grammar),
-    DemoTask('demo_inference', 'entailment', INFERENCE, functools.partial(
-        _inference, domains=('film', 'hotel', 'book', 'phone'))),
-    DemoTask('demo_relation', 'entailment', RELATION, _relation),
+    _task('demo_film_sentiment', 'sentiment', SENTIMENT, sentiment, ['film']),
+    _task('demo_hotel_sentiment', 'sentiment', SENTIMENT, sentiment, ['hotel']),
+    _task('demo_review_topic', 'topic', TOPICS, topic, _ALL),
+    _task('demo_number', 'agreement', NUMBER, number, _ALL),
+    _task('demo_grammar', 'agreement', GRAMMAR, grammar, _ALL),
+    _task('demo_inference', 'entailment', INFERENCE, inference,
+          ['film', 'hotel', 'book', 'phone']),
+    _task('demo_relation', 'entailment', RELATION, relation, _ALL),
 )
 TARGETS = (
-    DemoTask('demo_restaurant_sentiment', 'sentiment', SENTIMENT,
-             functools.partial(_sentiment, domain='restaurant'), 32,
-             related='demo_film_sentiment', unrelated='demo_number'),
-    DemoTask('demo_fact_topic', 'topic', TOPICS,
-             functools.partial(_topic, opinions=False), 32,
-             related='demo_review_topic', unrelated='demo_inference'),
-    DemoTask('demo_garden_inference', 'entailment', INFERENCE,
-             functools.partial(_inference, domains=('garden',)), 32,
-             related='demo_inference', unrelated='demo_film_sentiment'),
+    _task('demo_restaurant_sentiment', 'sentiment', SENTIMENT, sentiment,
+          ['restaurant'], train_size=32, related='demo_film_sentiment',
+          unrelated='demo_number'),
+    _task('demo_fact_topic', 'topic', TOPICS,
+          functools.partial(topic, facts=True), _ALL, train_size=32,
+          related='demo_review_topic', unrelated='demo_inference'),
+    _task('demo_garden_inference', 'entailment', INFERENCE, inference,
+          ['garden'], train_size=32, related='demo_inference',
+          unrelated='demo_film_sentiment'),
 )
 EVALUATION_SIZES = {'validation': 100, 'test': 400}
 
@@ -231,5 +239,5 @@ def register(task: DemoTask) -> None:
       metric_fns=[accuracy])
 
 
-for _task in (*SOURCES, *TARGETS):
-  register(_task)
+for _demo_task in (*SOURCES, *TARGETS):
+  register(_demo_task)

@@ -111,24 +111,15 @@ def test_seqio_sees_the_tasks():
 
 
 def test_no_target_task_is_in_pretraining():
-  answers = {label for task in ALL for label in task.labels}
   assert {'restaurant', 'garden'} == set(tasks.TARGET_DOMAINS)
   rng = random.Random(0)
   for _ in range(3000):
-    question, answer = pretraining.instruction(rng)
-    assert answer not in answers
+    question, _ = pretraining.instruction(rng)
     assert not TARGET_NOUNS & set(question.split())
-
-
-def test_plain_text_judges_nothing_of_a_target_domain():
-  rng = random.Random(0)
-  judged = 0
-  for _ in range(3000):
-    words = set(pretraining.sentences(rng).split())
-    if words & {'true', 'false', 'right', 'wrong', 'same', 'different'}:
-      judged += 1
-      assert not TARGET_NOUNS & words
-  assert judged > 300
+    # An instruction begins with its question; no task's text does.
+    assert question.split()[:2][1] == '?'
+  for task in ALL:
+    assert not any('?' in text for text, _ in tasks.examples(task, 'train'))
 
 
 def test_corruption_can_be_undone():
@@ -141,22 +132,20 @@ def test_corruption_can_be_undone():
   for row, text in zip(dataset.as_numpy_iterator(), texts, strict=True):
     inputs, targets = (
         row[name][:-1].tolist() for name in ('inputs', 'targets'))
-    spans, key = {}, None
+    assert inputs[0] < first <= targets[0]
+    spans: dict[int, list[int]] = {}
     for token in targets:
       if token >= first:
-        key = token
-        spans[key] = []
+        spans[token] = current = []
       else:
-        spans[key].append(token)
-    restored = [t for token in inputs
-                for t in (spans.pop(token) if token >= first else [token])]
-    restored += [t for rest in spans.values() for t in rest]
+        current.append(token)
+    restored = [t for token in inputs for t in spans.get(token, [token])]
     whole = vocabulary.encode(text)
-    # A text that begins with a corrupted span begins its targets with one.
-    assert sorted(restored) == sorted(whole)
+    assert restored == whole
     noise += len(whole) - sum(t < first for t in inputs)
     total += len(whole)
-  assert 0.1 < noise / total < 0.3
+  # One span at least, in texts of a dozen tokens, makes it more than 0.15.
+  assert 0.2 < noise / total < 0.35
 
 
 def test_shipped_files_are_what_the_code_makes():
