@@ -182,8 +182,13 @@ def from_embedded_list(
     An initialiser.
 
   Raises:
-    ValueError: by the initialiser, if the widths differ or a text is empty.
+    ValueError: if `texts` is one text; by the initialiser, if the widths differ
+      or a text is empty.
   """
+  if isinstance(texts, str):
+    raise ValueError(
+        f'CLASS_LABELS is the text {texts!r}; expected a list of texts, for '
+        'instance "[\'positive\', \'negative\']".')
   def initialize(rng: Array, shape: Sequence[int]) -> Array:
     _require_width(embeddings, shape)
     if len(texts) > shape[0]:

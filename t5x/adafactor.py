@@ -43,7 +43,7 @@ def standard_logical_factor_rules() -> FactorRules:
   }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Adafactor(optimizers.OptimizerDef):
   """Adafactor with T5X's arguments, defaults and absolute step.
 

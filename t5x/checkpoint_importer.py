@@ -94,7 +94,7 @@ def read_native(directory: str) -> dict[str, LazyArray]:
   try:
     content = serialization.msgpack_restore(bytes(blob.value))
     version = content['version']
-    tree = content['optimizer']
+    tree = dict(content['optimizer'])
   except (ValueError, KeyError, TypeError, struct.error,
           msgpack.exceptions.UnpackException) as error:
     raise CheckpointError(
@@ -142,16 +142,23 @@ def _lazy_zarr(
   its path and dtype in several places; only its path, shape and dtype are
   believed, and the path is taken as relative to the checkpoint.
   """
-  metadata = spec.get('metadata', {})
-  path = spec.get('path') or spec.get('kvstore', {}).get('path') or ''
+  metadata, kvstore = (
+      entry if isinstance(entry, Mapping) else {}
+      for entry in (spec.get('metadata'), spec.get('kvstore')))
+  path = spec.get('path') or kvstore.get('path') or ''
   key = posixpath.normpath(str(path).rstrip('/'))
   if spec.get('driver') != 'zarr' or key.startswith(('/', '..')) or key == '.':
     raise CheckpointError(
         f'{directory}/checkpoint: {name} is kept in {path!r} by the driver '
         f'{spec.get("driver")!r}; expected a zarr directory inside the '
         'checkpoint.')
-  shape = tuple(metadata.get('shape', ()))
-  dtype = ts.dtype(_plain_dtype(spec.get('dtype') or metadata.get('dtype')))
+  try:
+    shape = tuple(metadata.get('shape', ()))
+    dtype = ts.dtype(_plain_dtype(spec.get('dtype') or metadata.get('dtype')))
+  except (TypeError, ValueError) as error:
+    raise CheckpointError(
+        f'{directory}/checkpoint: {name} declares no usable shape and dtype '
+        f'({error}); copy the checkpoint again.') from error
   reader = zarr_reader(store / f'{key}/', f'{directory}/{key}', shape, dtype)
   return LazyArray(name, shape, dtype.numpy_dtype, reader)
 

@@ -35,7 +35,6 @@ TrainState = train_state_lib.TrainState
 
 _DTYPES = (None, 'float32', 'bfloat16', 'float16')
 _RECORD = 'record.json'
-_PINNED = 'PINNED'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +47,8 @@ class SaveCheckpointConfig:
     period: steps between saves, counted from the run's first step; None saves
       nothing.
     checkpoint_steps: absolute steps saved besides.
-    keep: how many of the latest saves stay; None keeps all.
+    keep: how many of the latest saves stay, at least one; None keeps all. A
+      save in which a file PINNED is made stays too.
     save_dataset: accepted for T5X's gin files; the position in the data is
       always saved.
     checkpointer_cls: a `Checkpointer`, or what makes one.
@@ -63,6 +63,10 @@ class SaveCheckpointConfig:
 
   def __post_init__(self):
     _require_dtype('SaveCheckpointConfig', self.dtype)
+    if self.keep is not None and self.keep < 1:
+      raise ValueError(
+          f'SaveCheckpointConfig.keep is {self.keep}; expected at least 1, or '
+          'None to keep all saves.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +138,8 @@ class RunRecord:
     first_step: absolute step at which the run began; periods count from it.
     seed: seed of initialisation, dropout and data order.
     batches: batches taken from the training data so far.
+    batch_size: rows of each of them; with another size they are other batches.
+    num_shards: into how many parts the data was cut for several processes.
     base: the frozen model; None when everything is trainable.
     window: metric sums since the last report, so that the next report of a
       resumed run covers the same steps.
@@ -142,6 +148,8 @@ class RunRecord:
   first_step: int
   seed: int
   batches: int = 0
+  batch_size: int | None = None
+  num_shards: int = 1
   base: BaseRecord | None = None
   window: Mapping[str, Sequence[float]] = dataclasses.field(
       default_factory=dict)
@@ -327,13 +335,14 @@ class Checkpointer:
     try:
       with ocp.PyTreeCheckpointer() as checkpointer:
         checkpointer.save(
-            os.path.abspath(temporary / 'state'), self._tree(state))
+            epath.Path(temporary / 'state').resolve(), self._tree(state))
       if jax.process_index() == 0:
         (temporary / _RECORD).write_text(record.to_json())
         manifest.write(temporary)
         temporary.rename(final)
     except (OSError, ValueError) as error:
-      temporary.rmtree(missing_ok=True)
+      if jax.process_index() == 0:
+        temporary.rmtree(missing_ok=True)
       raise CheckpointError(
           f'{final} could not be written ({error}). Earlier saves are '
           'untouched; see that the disk has space and that the folder can be '
@@ -355,9 +364,9 @@ class Checkpointer:
     """Removes all but the last `keep` saves and pinned ones."""
     if self._keep is None or jax.process_index() != 0:
       return
-    for step in all_steps(self.directory)[:-self._keep or None]:
+    for step in all_steps(self.directory)[:-self._keep]:
       folder = epath.Path(get_checkpoint_dir(self.directory, step))
-      if not (folder / _PINNED).exists():
+      if not (folder / manifest.PINNED).exists():
         folder.rmtree()
 
 

@@ -28,6 +28,7 @@ def evaluate(
     inference_evaluator_cls: Callable[..., Any] = datasets.Evaluator,
     summarize_config_fn: Callable[..., None] | None = None,
     fallback_init_rng: int | None = None,
+    use_orbax: bool = True,
     dry_run: bool = False,
 ) -> dict[str, dict[str, Any]]:
   """Computes SeqIO's metrics of a checkpoint.
@@ -39,8 +40,10 @@ def evaluate(
     partitioner: the mesh.
     output_dir: where configuration, metrics and predictions are written.
     inference_evaluator_cls: a `seqio.Evaluator`.
-    summarize_config_fn: called with the folder, to write the configuration.
+    summarize_config_fn: called with the folder, None (T5X's summary writer)
+      and the step, to write the configuration.
     fallback_init_rng: seed of parameters that are not in the checkpoint.
+    use_orbax: accepted for T5X's gin files; any layout is read.
     dry_run: resolve the configuration, and write and compute nothing.
 
   Returns:
@@ -49,6 +52,7 @@ def evaluate(
   Raises:
     ValueError: for a configuration that cannot be evaluated.
   """
+  del use_orbax
   if dry_run:
     return {}
   converter = datasets.feature_converter(model.FEATURE_CONVERTER)
@@ -61,7 +65,7 @@ def evaluate(
   folder = metric_writers.RunFolder(
       output_dir, terminal, silent=jax.process_index() != 0)
   if summarize_config_fn is not None and jax.process_index() == 0:
-    summarize_config_fn(output_dir)
+    summarize_config_fn(output_dir, None, int(state.step))
   evaluator = datasets.make_evaluator(
       dataset_cfg, inference_evaluator_cls, converter,
       f'{output_dir}/inference_eval')

@@ -18,6 +18,20 @@ from t5x import trainer as trainer_lib
 TrainState = train_state_lib.TrainState
 
 
+def require_usable(
+    config: datasets.DatasetConfig | None,
+    partitioner: partitioning.PjitPartitioner,
+) -> None:
+  """Fails on an evaluation that could not be run later; None is none.
+
+  Raises:
+    ValueError: if its task is not registered or its batches cannot be cut.
+  """
+  if config is not None:
+    datasets.get_mixture_or_task(config)
+    partitioner.data_layout(config.batch_size)
+
+
 class TrainingEvaluation:
   """A hook: the training metrics on other data, without dropout."""
 
@@ -73,7 +87,7 @@ class InferenceRunner:
       batch_size: rows per batch.
     """
     self._partitioner = partitioner
-    self._layout = partitioner.data_layout(batch_size)
+    self._batch_size = partitioner.data_layout(batch_size).batch_size
     # Every process gets whole results.
     jit = functools.partial(jax.jit, out_shardings=partitioner.sharding())
     self._steps = {
@@ -81,12 +95,6 @@ class InferenceRunner:
         'predict_with_aux': jit(model.predict_batch_with_aux),
         'score': jit(model.score_batch),
     }
-
-  def _local_rows(self, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """This process's share of a batch."""
-    rows = self._layout.batch_size // self._layout.num_shards
-    first = self._layout.shard_id * rows
-    return {name: x[first:first + rows] for name, x in batch.items()}
 
   def batches(
       self, mode: str, state: TrainState, dataset: Any
@@ -103,10 +111,12 @@ class InferenceRunner:
     """
     with self._partitioner.scope():
       params = state.params
-      for indices, batch in datasets.padded_batches(
-          dataset, self._layout.batch_size):
-        placed = self._partitioner.global_batch(self._local_rows(batch))
-        yield indices, jax.device_get(self._steps[mode](params, placed))
+      for number, (indices, batch) in enumerate(
+          datasets.padded_batches(dataset, self._batch_size)):
+        placed = self._partitioner.from_whole_batch(batch)
+        rng = () if mode == 'score' else (
+            jax.random.fold_in(jax.random.key(0), number),)
+        yield indices, jax.device_get(self._steps[mode](params, placed, *rng))
 
   def run(
       self, mode: str, state: TrainState, dataset: Any

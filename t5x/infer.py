@@ -35,6 +35,7 @@ def infer(
     output_dir: str,
     summarize_config_fn: Callable[..., None] | None = None,
     fallback_init_rng: int | None = None,
+    use_orbax: bool = True,
     dry_run: bool = False,
 ) -> list[str]:
   """Runs a checkpoint over every example of a task or mixture.
@@ -46,8 +47,10 @@ def infer(
     restore_checkpoint_cfg: the checkpoint.
     partitioner: the mesh.
     output_dir: where `<task>-<mode>.jsonl-00000-of-00001` is written.
-    summarize_config_fn: called with the folder, to write the configuration.
+    summarize_config_fn: called with the folder, None (T5X's summary writer)
+      and the step, to write the configuration.
     fallback_init_rng: seed of parameters that are not in the checkpoint.
+    use_orbax: accepted for T5X's gin files; any layout is read.
     dry_run: resolve the configuration, and write and compute nothing.
 
   Returns:
@@ -59,6 +62,7 @@ def infer(
   if mode not in MODES:
     raise ValueError(
         f'infer.mode is {mode!r}; expected one of {", ".join(MODES)}.')
+  del use_orbax
   if dry_run:
     return []
   converter = datasets.feature_converter(model.FEATURE_CONVERTER)
@@ -68,7 +72,7 @@ def infer(
   datasets.verify_matching_vocabs(
       dataset_cfg, model.input_vocabulary, model.output_vocabulary)
   if summarize_config_fn is not None and jax.process_index() == 0:
-    summarize_config_fn(output_dir)
+    summarize_config_fn(output_dir, None, int(state.step))
   runner = evaluation.InferenceRunner(
       model, partitioner, dataset_cfg.batch_size)
   terminal = metric_writers.Terminal(0, 0)

@@ -5,12 +5,14 @@ values. The frozen part is never in a save; it always comes from where the run
 took it at first, and its fingerprint must not have changed.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 import dataclasses
 import logging
+import re
 
 import jax
 from jax.experimental import multihost_utils
+import jax.numpy as jnp
 from jaxtyping import Array
 import numpy as np
 from t5x import checkpoints
@@ -102,6 +104,30 @@ class Origin:
     return total_steps
 
 
+def require_same_batches(
+    origin: Origin, batch_size: int, num_shards: int) -> None:
+  """Fails if a resumed run would be given other batches than it has had.
+
+  Args:
+    origin: the decision.
+    batch_size: rows of a batch.
+    num_shards: into how many parts the data is cut.
+
+  Raises:
+    CheckpointError: naming both sizes.
+  """
+  if origin.last_save is None:
+    return
+  record = origin.last_save.record
+  had, has = (record.batch_size, record.num_shards), (batch_size, num_shards)
+  if record.batch_size is not None and had != has:
+    raise checkpoints.CheckpointError(
+        f'{origin.last_save.directory} was trained on batches of {had[0]} rows '
+        f'in {had[1]} shards, but this run has {has[0]} in {has[1]}, so it '
+        'would see other data. Give BATCH_SIZE and processes as before, or use '
+        'another MODEL_DIR.')
+
+
 @dataclasses.dataclass(frozen=True)
 class Start:
   """A state to train from, and where it came from.
@@ -116,7 +142,7 @@ class Start:
 
   state: train_state_lib.TrainState
   record: checkpoints.RunRecord
-  initial: Mapping[str, np.ndarray]
+  initial: Mapping[str, Array]
   infos: ParameterInfos
 
 
@@ -139,9 +165,13 @@ def find_origin(
     CheckpointError: if a checkpoint is missing or damaged, or the run was
       begun with another seed.
   """
+  if '://' in model_dir:
+    raise ValueError(
+        f'MODEL_DIR is {model_dir}; runs are written to local or mounted '
+        'folders only. Checkpoints and tasks may be remote.')
   initial = None
   if restore is not None and restore.path:
-    initial = checkpoints.find_checkpoint(_single(restore.path))
+    initial = _directory(restore)
     logging.info('The initial checkpoint is %s.', initial)
   step = checkpoints.latest_step(model_dir)
   if step is None:
@@ -168,19 +198,31 @@ def _drawn_seed() -> int:
   return int(seed)
 
 
-def _single(path: str | Sequence[str] | None) -> str:
-  """The one path of a restore configuration."""
+def _directory(restore: checkpoints.RestoreCheckpointConfig) -> str:
+  """The folder of the one checkpoint that a configuration names."""
+  path = restore.path
   paths = [path] if isinstance(path, str) else list(path or ())
   if len(paths) != 1:
     raise checkpoints.CheckpointError(
         f'RestoreCheckpointConfig.path is {path!r}; expected one path.')
-  return paths[0]
+  found = checkpoints.find_checkpoint(paths[0])
+  if restore.mode == 'specific' and checkpoints.all_steps(paths[0]):
+    raise checkpoints.CheckpointError(
+        f'{paths[0]} holds several checkpoints; name one of them, for instance '
+        f'{found}, or set RestoreCheckpointConfig.mode to latest.')
+  return found
 
 
 def _step_of(directory: str) -> int:
   """The step of a checkpoint."""
-  arrays = checkpoints.open_checkpoint(directory)
-  return int(arrays['state/step'].get()) if 'state/step' in arrays else 0
+  step = checkpoints.open_checkpoint(directory).get('state/step')
+  if step is None:
+    return 0
+  if step.shape or step.dtype.kind not in 'iu':
+    raise checkpoints.CheckpointError(
+        f'{directory}: state/step is {step.dtype}{list(step.shape)}; expected '
+        'one integer.')
+  return int(step.get())
 
 
 def load_parameters(
@@ -233,9 +275,25 @@ def load_parameters(
           f'{directory}: {source} has shape {list(arrays[source].shape)}, but '
           f'the model has {list(infos[path].shape)}. Use the model file of the '
           "checkpoint's size.")
-    restored[path] = arrays[source].put(
-        placement[path], restore.dtype or infos[path].dtype)
+    restored[path] = arrays[source].put(placement[path], infos[path].dtype)
   return init(fresh) | restored
+
+
+def _restored_dtypes(
+    infos: ParameterInfos,
+    restore: checkpoints.RestoreCheckpointConfig | None,
+) -> ParameterInfos:
+  """What is restored has the dtype that was asked for, now and when resumed."""
+  if restore is None or not restore.path or restore.dtype is None:
+    return infos
+  fresh = [regex for regex, source in restore.assignment_map or ()
+           if source is None]
+  dtype = jnp.dtype(restore.dtype)
+  return {
+      path: info if any(re.fullmatch(r, f'target/{path}') for r in fresh)
+      else dataclasses.replace(info, dtype=dtype)
+      for path, info in infos.items()
+  }
 
 
 def with_stacked_layers(
@@ -308,7 +366,8 @@ def start(
   def init_fn(key: Array):
     return trainer.model.get_initial_variables(key, input_shapes)
 
-  infos = train_state_lib.describe(init_fn, trainer.model.optimizer_def)
+  infos = _restored_dtypes(
+      train_state_lib.describe(init_fn, trainer.model.optimizer_def), restore)
   placement = train_state_lib.shardings(infos, trainer.partitioner)
   template = train_state_lib.template(infos, placement, trainer.optimizer)
   save = origin.last_save
@@ -324,7 +383,7 @@ def start(
       origin.first_step, parameters, template, trainer.optimizer)
   initial, base = {}, None
   if state.frozen:
-    initial = jax.device_get(state.trainable)
+    initial = jax.tree.map(jnp.copy, state.trainable)  # Steps donate theirs.
     base = checkpoints.BaseRecord(
         origin.initial_checkpoint, origin.first_step,
         fingerprint.fingerprint(state.frozen))
@@ -382,9 +441,10 @@ def inference_state(
   def init_fn(key: Array):
     return model.get_initial_variables(key, input_shapes)
 
-  infos = train_state_lib.describe(init_fn, model.optimizer_def)
+  infos = _restored_dtypes(
+      train_state_lib.describe(init_fn, model.optimizer_def), restore)
   placement = train_state_lib.shardings(infos, partitioner)
-  directory = checkpoints.find_checkpoint(_single(restore.path))
+  directory = _directory(restore)
   parameters = load_parameters(
       infos, placement, restore, directory,
       lambda paths: train_state_lib.initialize(

@@ -15,7 +15,6 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
-import numpy as np
 from t5x import checkpoints
 from t5x import metric_writers
 from t5x import metrics as metrics_lib
@@ -118,7 +117,7 @@ class Reporter:
       *,
       period: int,
       first_step: int,
-      initial: Mapping[str, np.ndarray],
+      initial: Mapping[str, jax.Array],
       window: Mapping[str, Sequence[float]],
       model_dir: str,
   ):
@@ -218,10 +217,14 @@ class Reporter:
 def _continued(
     window: metrics_lib.Metrics, sums: Mapping[str, Sequence[float]]
 ) -> metrics_lib.Metrics:
-  """A window with the sums of an interrupted one added."""
+  """A window with the sums of an interrupted one added.
+
+  Rates count only what this process did, as its clock does.
+  """
   return {
-      name: metric.merge(jax.tree.unflatten(
-          jax.tree.structure(metric), sums[name]))
+      name: metric if isinstance(metric, metrics_lib.TimeRate) else
+            metric.merge(jax.tree.unflatten(
+                jax.tree.structure(metric), sums[name]))
       for name, metric in window.items()
   }
 
@@ -272,6 +275,7 @@ def run(
         for hook in due:
           hook.run(moment)
     if moment.finished or moment.stopping:
+      reporter.drain()
       return step, state
     state, metrics = trainer.train(state, next(batches))
     step, entry = step + 1, False

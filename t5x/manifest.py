@@ -11,6 +11,8 @@ from typing import Any
 from etils import epath
 
 NAME = 'manifest.json'
+# A user's mark on a save that is to be kept; not content.
+PINNED = 'PINNED'
 
 
 class ManifestError(ValueError):
@@ -27,13 +29,13 @@ def _digest(path: epath.Path) -> str:
 
 
 def _files(folder: epath.Path, prefix: str = '') -> dict[str, epath.Path]:
-  """All files below a folder by relative name, the manifest aside."""
+  """All files below a folder by relative name, manifest and pin aside."""
   found = {}
   for path in sorted(folder.iterdir()):
     name = f'{prefix}{path.name}'
     if path.is_dir():
       found.update(_files(path, f'{name}/'))
-    elif name != NAME:
+    elif name not in (NAME, PINNED):
       found[name] = path
   return found
 

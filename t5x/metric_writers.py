@@ -114,7 +114,7 @@ class Terminal:
       self, first_step: int, total_steps: int,
       console: rich.console.Console | None = None,
   ):
-    """Shows an empty bar if there is a terminal.
+    """Shows nothing yet.
 
     Args:
       first_step: absolute step at which the bar begins.
@@ -123,22 +123,28 @@ class Terminal:
     """
     self._console = console or rich.console.Console(
         highlight=False, soft_wrap=True)
+    self._first_step = first_step
     self._total_steps = total_steps
     self._bar: rich.progress.Progress | None = None
-    if self._console.is_terminal:
-      self._bar = rich.progress.Progress(
-          rich.progress.BarColumn(), '{task.completed:,} / {task.total:,}',
-          rich.progress.TimeRemainingColumn(), '{task.fields[figures]}',
-          console=self._console)
-      self._task = self._bar.add_task(
-          'train', total=total_steps, completed=first_step, figures='')
-      self._bar.start()
+
+  def _show_bar(self) -> None:
+    """Begins the bar; whoever writes figures also closes."""
+    self._bar = rich.progress.Progress(
+        rich.progress.BarColumn(), '{task.completed:,} / {task.total:,}',
+        rich.progress.TimeRemainingColumn(), '{task.fields[figures]}',
+        console=self._console)
+    self._task = self._bar.add_task(
+        'train', total=self._total_steps, completed=self._first_step,
+        figures='')
+    self._bar.start()
 
   def write(self, step: int, scalars: Scalars) -> None:
     """See `MetricWriter`."""
     figures = '  '.join(
         f'{label} {scalars[name]:.4g}'
         for name, label in self.COLUMNS if name in scalars)
+    if self._bar is None and self._console.is_terminal:
+      self._show_bar()
     if self._bar is not None:
       self._bar.update(self._task, completed=step, figures=figures)
       return

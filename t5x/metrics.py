@@ -46,7 +46,7 @@ class Average(Metric):
     return float(self.total) / float(self.count) if self.count else 0.0
 
 
-class AveragePerStep(Metric):
+class AveragePerStep(Metric, kw_only=True):
   """`total / steps`: a per-step quantity averaged over the merged steps."""
 
   total: Scalar
@@ -56,7 +56,7 @@ class AveragePerStep(Metric):
     return float(self.total) / float(self.steps)
 
 
-class TimeRate(Metric):
+class TimeRate(Metric, kw_only=True):
   """`numerator / seconds`; the host fills in the seconds when it reports."""
 
   numerator: Scalar
@@ -69,7 +69,7 @@ class TimeRate(Metric):
     return float(self.numerator) / float(self.duration)
 
 
-class StepsPerTime(TimeRate):
+class StepsPerTime(TimeRate, kw_only=True):
   """Steps per second: a `TimeRate` that counts one per step."""
 
   numerator: Scalar = 1.0

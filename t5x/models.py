@@ -70,47 +70,55 @@ class BaseModel(abc.ABC):
 
 def compute_base_metrics(
     logits: Float[Array, 'B S V'],
-    batch: Batch,
-    weights: Float[Array, 'B S'],
+    targets: Int[Array, 'B S'],
+    mask: Float[Array, 'B S'],
     loss: Float[Array, ''],
-    z_loss: Float[Array, ''],
+    z_loss: Float[Array, ''] | None = None,
 ) -> MetricsMap:
   """T5X's training metrics of one batch, as mergeable sums.
 
   Args:
     logits: scores of the target tokens.
-    batch: needs `decoder_target_tokens`.
-    weights: weight of every target token.
+    targets: the target tokens.
+    mask: weight of every target token.
     loss: summed loss with its z term.
     z_loss: summed z term.
 
   Returns:
     From T5X's name to metric.
   """
-  targets = batch['decoder_target_tokens']
-  weight_sum = jnp.sum(weights)
+  weight_sum = jnp.sum(mask)
   num_tokens = float(targets.size)
   right = jnp.argmax(logits, axis=-1) == targets
-  correct = jnp.sum(jnp.where(right, weights, 0.0))
-  average, per_step = metrics_lib.Average, metrics_lib.AveragePerStep
-  rate = metrics_lib.TimeRate
+  average, rate = metrics_lib.Average, metrics_lib.TimeRate
   metrics: MetricsMap = {
-      'accuracy': average(correct, weight_sum),
-      'loss': per_step(loss),
+      'accuracy': average(jnp.sum(jnp.where(right, mask, 0.0)), weight_sum),
+      'loss': metrics_lib.AveragePerStep(total=loss),
       'loss_per_nonpadding_target_token': average(loss, weight_sum),
       'loss_per_all_target_tokens': average(loss, num_tokens),
-      'cross_ent_loss': per_step(loss - z_loss),
-      'z_loss': per_step(z_loss),
       'timing/steps_per_second': metrics_lib.StepsPerTime(),
-      'timing/seqs_per_second': rate(float(targets.shape[0])),
-      'timing/target_tokens_per_second': rate(num_tokens),
+      'timing/seqs_per_second': rate(numerator=float(targets.shape[0])),
+      'timing/target_tokens_per_second': rate(numerator=num_tokens),
   }
-  for name in ('encoder_input_tokens', 'decoder_target_tokens'):
-    if name in batch:
-      real = jnp.sum(batch[name] > 0, dtype=jnp.float32)
-      metrics[f'non_padding_fraction/{name}'] = average(
-          real, float(batch[name].size))
+  if z_loss is not None:
+    metrics |= {
+        'z_loss': metrics_lib.AveragePerStep(total=z_loss),
+        'z_loss_per_all_target_tokens': average(z_loss, num_tokens),
+        'cross_ent_loss': metrics_lib.AveragePerStep(total=loss - z_loss),
+        'cross_ent_loss_per_all_target_tokens': average(
+            loss - z_loss, num_tokens),
+    }
   return metrics
+
+
+def _non_padding_fractions(batch: Batch) -> MetricsMap:
+  """How much of a batch is real tokens."""
+  return {
+      f'non_padding_fraction/{name}': metrics_lib.Average(
+          jnp.sum(batch[name] > 0, dtype=jnp.float32), float(batch[name].size))
+      for name in ('encoder_input_tokens', 'decoder_target_tokens')
+      if name in batch
+  }
 
 
 class EncoderDecoderModel(BaseModel):
@@ -190,7 +198,23 @@ class EncoderDecoderModel(BaseModel):
       weights = jnp.ones(targets.shape, jnp.float32)
     loss, z_loss, _ = losses.compute_weighted_cross_entropy(
         logits, targets, weights, self._label_smoothing, self._z_loss, factor)
-    return loss, compute_base_metrics(logits, batch, weights, loss, z_loss)
+    metrics = self._compute_metrics(
+        logits, targets, weights, loss, z_loss,
+        batch.get('decoder_segment_ids'))
+    return loss, metrics | _non_padding_fractions(batch)
+
+  def _compute_metrics(
+      self,
+      logits: Float[Array, 'B S V'],
+      targets: Int[Array, 'B S'],
+      mask: Float[Array, 'B S'],
+      loss: Float[Array, ''],
+      z_loss: Float[Array, ''] | None = None,
+      segment_ids: Int[Array, 'B S'] | None = None,
+  ) -> MetricsMap:
+    """Metrics of the logits; hook for models with more of them."""
+    del segment_ids
+    return compute_base_metrics(logits, targets, mask, loss, z_loss)
 
   def score_batch(self, params: Params, batch: Batch) -> Float[Array, ' B']:
     """See base class: the summed log probability of the target tokens."""

@@ -204,6 +204,15 @@ class PjitPartitioner:
         is_first_host_in_replica_set=starts.index(mine) == jax.process_index(),
     )
 
+  def from_whole_batch(
+      self, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """As `global_batch`, from all rows, which every process has."""
+    return {
+        name: jax.make_array_from_callback(
+            rows.shape, self.batch_sharding, rows.__getitem__)
+        for name, rows in batch.items()
+    }
+
   def global_batch(self, local: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Turns this process's rows into global arrays cut along `data`."""
     sharding = self.batch_sharding

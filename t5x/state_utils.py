@@ -45,6 +45,9 @@ def resolve_assignment_map(
     else:
       if name in available:
         sources[name] = name
+  # T5X's rules may also be about optimiser states, which are not restored.
+  unused = {regex: source for regex, source in unused.items()
+            if not regex.lstrip('^(').startswith('state')}
   if unused:
     raise ValueError(
         'RestoreCheckpointConfig.assignment_map: the rule '

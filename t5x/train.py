@@ -84,7 +84,8 @@ def train(
     eval_period: steps between evaluations; 0 evaluates only at the end.
     relative_steps: if set, stop so many steps after the run's first step.
     random_seed: of initialisation, dropout and data order; None draws one.
-    summarize_config_fn: called with the folder, to write the configuration.
+    summarize_config_fn: called with the folder, None (T5X's summary writer)
+      and the step, to write the configuration.
     inference_evaluator_cls: a `seqio.Evaluator`.
     **options: fields of `TrainOptions`.
 
@@ -105,6 +106,9 @@ def train(
   # The state: the run's last save, else the initial checkpoint, else scratch.
   origin = initialization.find_origin(model_dir, restore, random_seed)
   total_steps = origin.last_step(total_steps, relative_steps)
+  layout = partitioner.data_layout(train_dataset_cfg.batch_size)
+  initialization.require_same_batches(
+      origin, layout.batch_size, layout.num_shards)
   init_key, dropout_key = origin.keys(extra.use_hardware_rng)
   trainer = trainer_cls(
       model=model, partitioner=partitioner, first_step=origin.first_step,
@@ -116,12 +120,13 @@ def train(
         model.optimizer_def)
     terminal.say(model_info.summary(infos, shapes, origin.step, total_steps))
     return origin.step, None
-  layout = partitioner.data_layout(train_dataset_cfg.batch_size)
   dataset = datasets.get_dataset(
       train_dataset_cfg, layout.shard_id, layout.num_shards, converter,
       seed=origin.seed)
   datasets.verify_matching_vocabs(
       train_dataset_cfg, model.input_vocabulary, model.output_vocabulary)
+  for config in (train_eval_dataset_cfg, infer_eval_dataset_cfg):
+    evaluation.require_usable(config, partitioner)
   start = initialization.start(
       origin, trainer=trainer, input_shapes=shapes, restore=restore,
       init_key=init_key)
@@ -130,7 +135,7 @@ def train(
   begins = origin.last_save is None
   folder = metric_writers.RunFolder(
       model_dir, terminal, silent=jax.process_index() != 0,
-      resume_step=None if begins else origin.step)
+      resume_step=origin.step - int(begins))
   _write_summaries(folder, start, trainer, summarize_config_fn)
   reporter = loop.Reporter(
       folder.writers('train', terminal),
@@ -145,8 +150,11 @@ def train(
           seed=origin.seed, eval_steps=eval_steps,
           evaluator_cls=inference_evaluator_cls)
   ]
-  if save is not None and save.period:
-    hooks.append(_save_hook(save, start, reporter, model_dir))
+  if save is not None and (save.period or save.checkpoint_steps):
+    record = dataclasses.replace(
+        start.record, batch_size=layout.batch_size,
+        num_shards=layout.num_shards)
+    hooks.append(_save_hook(save, record, origin.step, reporter, model_dir))
 
   batches = datasets.prefetch(
       datasets.numpy_batches(dataset, skip=start.record.batches),
@@ -175,7 +183,7 @@ def _write_summaries(
   folder.write_text('model-info.txt', model_info.model_info(
       start.infos, placement, start.state))
   if summarize_config_fn is not None and jax.process_index() == 0:
-    summarize_config_fn(folder.directory)
+    summarize_config_fn(folder.directory, None, int(start.state.step))
   count = model_info.count
   folder.say(
       f'{folder.directory}: {count(start.infos):,} parameters, '
@@ -218,22 +226,23 @@ def _evaluations(
 
 def _save_hook(
     save: checkpoints.SaveCheckpointConfig,
-    start: initialization.Start,
+    record: checkpoints.RunRecord,
+    step: int,
     reporter: loop.Reporter,
     model_dir: str,
 ) -> loop.Hook:
   """Saves the run with all that a resumed one must know."""
   checkpointer = checkpoints.make_checkpointer(save, model_dir)
-  first_step = start.record.first_step
+  first_step = record.first_step
 
   def run(moment: loop.Moment) -> None:
     checkpointer.save(moment.state, dataclasses.replace(
-        start.record, batches=moment.step - first_step,
+        record, batches=moment.step - first_step,
         window=reporter.window()))
 
   return loop.Hook(
       run, save.period or 0, first_step,
-      on_entry=int(start.state.step) == first_step, on_stop=True,
+      on_entry=step == first_step, on_stop=True,
       also_at=save.checkpoint_steps or ())
 
 

@@ -109,8 +109,8 @@ def train_step(
 
   Returns:
     The state after the step and the metrics of the batch under the state
-    before it. `nonfinite_steps` is one if the loss or a gradient was infinite
-    or not a number; the state is then worthless.
+    before it. `nonfinite_steps` is one if the loss, a gradient or an update was
+    infinite or not a number; the state is then worthless.
   """
   key = jax.random.fold_in(base_key, state.step)
   grads, metrics = accumulate_gradients(
@@ -118,12 +118,13 @@ def train_step(
   updates, opt_state = optimizer.update(
       grads, state.opt_state, state.trainable)
   norm = optax.tree.norm(grads)
-  finite = jnp.isfinite(norm) & jnp.isfinite(metrics['loss'].total)
+  finite = (jnp.isfinite(norm) & jnp.isfinite(metrics['loss'].total)
+            & jnp.isfinite(optax.tree.norm(updates)))
   per_step = metrics_lib.AveragePerStep
   metrics = {
       **metrics,
-      'gradient_norm': per_step(norm),
-      'learning_rate': per_step(learning_rate_fn(state.step)),
+      'gradient_norm': per_step(total=norm),
+      'learning_rate': per_step(total=learning_rate_fn(state.step)),
       NONFINITE: metrics_lib.Sum(1.0 - finite.astype(jnp.float32)),
   }
   state = state.replace(

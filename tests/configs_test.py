@@ -146,7 +146,7 @@ def test_prompt_files_resolve(name, tmp_path):
                  'from_embedded_string'}.get(short, (
                      'from_embedded_list' if 'labels' in short
                      else 'from_sample_of_embeddings'))
-  assert f'prompt_init = @prompts.{initialiser}()' in text
+  assert f'prompt_init = @prompt_init/prompts.{initialiser}()' in text
 
 
 @pytest.mark.parametrize('name', _names('configs/models/decoding'))

@@ -7,6 +7,7 @@ that is printed and can be repeated alone.
 
 from collections.abc import Sequence
 import dataclasses
+import math
 import pathlib
 import shlex
 import time
@@ -157,9 +158,11 @@ def sentences(
       errors = report.gain_in_standard_errors(
           table[related][step], table[other][step])
       difference = table[related][step].mean - table[other][step].mean
+      certainty = (f'{errors:.1f} standard errors' if math.isfinite(errors)
+                   else 'the seeds do not differ')
       found.append(
           f'After {step} steps, {related} is {difference:+.1f} points against '
-          f'{other}: {errors:.1f} standard errors.')
+          f'{other}: {certainty}.')
   found.append(f'Everything took {seconds:.0f} seconds.')
   return found
 

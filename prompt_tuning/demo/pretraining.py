@@ -2,7 +2,7 @@
 
 First span corruption; then language-model adaptation mixed with instructions,
 as T5's LM-adapted and instructed models were. An instruction names its question
-("opinion ? the film was ..."), the tasks do not; and no instruction is about a
+("pleased ? the film was ..."), the tasks do not; and no instruction is about a
 domain of a target task.
 """
 
@@ -40,12 +40,12 @@ def _opposite(rng: random.Random) -> tuple[str, str]:
 
 # From question to what makes a text and its answer.
 QUESTIONS: dict[str, tasks.Maker] = {
-    'opinion': functools.partial(tasks.sentiment, domains=_DOMAINS),
+    'pleased': functools.partial(tasks.sentiment, domains=_DOMAINS),
     'topic': functools.partial(tasks.topic, domains=_DOMAINS),
-    'number': functools.partial(tasks.number, domains=_DOMAINS),
-    'grammar': functools.partial(tasks.grammar, domains=_DOMAINS),
+    'several': functools.partial(tasks.number, domains=_DOMAINS),
+    'correct': functools.partial(tasks.grammar, domains=_DOMAINS),
     'follows': functools.partial(tasks.inference, domains=_DOMAINS),
-    'relation': functools.partial(tasks.relation, domains=_DOMAINS),
+    'same': functools.partial(tasks.relation, domains=_DOMAINS),
     'opposite': _opposite,
 }
 

@@ -52,18 +52,15 @@ class DemoTask:
   unrelated: str = ''
 
 
-SENTIMENT = ('negative', 'positive')
+# Most tasks ask for yes or no, so that labels do not give a task away.
+ANSWERS = ('no', 'yes')
 TOPICS = tuple(sorted(set(language.THEMES.values())))
-NUMBER = ('one', 'many')
-GRAMMAR = ('wrong', 'right')
-INFERENCE = ('false', 'true')
-RELATION = ('different', 'same')
 
 
 def sentiment(rng: random.Random, domains: Sequence[str]) -> Example:
-  """The mood of a review."""
+  """Whether a review shows a good mood."""
   found = language.review(rng, rng.choice(domains))
-  return found.text, SENTIMENT[found.positive]
+  return found.text, ANSWERS[found.positive]
 
 
 def topic(
@@ -76,28 +73,28 @@ def topic(
 
 
 def number(rng: random.Random, domains: Sequence[str]) -> Example:
-  """Whether one thing is seen or several."""
+  """Whether several things are seen, not one."""
   plural = rng.random() < 0.5
-  return language.sighting(rng, plural, domains), NUMBER[plural]
+  return language.sighting(rng, plural, domains), ANSWERS[plural]
 
 
 def grammar(rng: random.Random, domains: Sequence[str]) -> Example:
   """Whether subject and verb agree."""
   correct = rng.random() < 0.5
-  return language.agreement(rng, correct, domains), GRAMMAR[correct]
+  return language.agreement(rng, correct, domains), ANSWERS[correct]
 
 
 def inference(rng: random.Random, domains: Sequence[str]) -> Example:
-  """Whether a hypothesis follows or is contradicted."""
+  """Whether a hypothesis follows; if not, it is contradicted."""
   follows = rng.random() < 0.5
   premise, hypothesis = language.inference(rng, follows, domains)
-  return f'premise {premise} hypothesis {hypothesis}', INFERENCE[follows]
+  return f'premise {premise} hypothesis {hypothesis}', ANSWERS[follows]
 
 
 def relation(rng: random.Random, domains: Sequence[str]) -> Example:
-  """Whether two things are described by the same word or by opposites."""
+  """Whether two things are described by the same word, not by opposites."""
   alike = rng.random() < 0.5
-  return language.comparison(rng, alike, domains), RELATION[alike]
+  return language.comparison(rng, alike, domains), ANSWERS[alike]
 
 
 def _task(
@@ -111,23 +108,23 @@ def _task(
 
 _ALL = tuple(sorted(language.DOMAINS))
 SOURCES = (
-    _task('demo_film_sentiment', 'sentiment', SENTIMENT, sentiment, ['film']),
-    _task('demo_hotel_sentiment', 'sentiment', SENTIMENT, sentiment, ['hotel']),
+    _task('demo_film_sentiment', 'sentiment', ANSWERS, sentiment, ['film']),
+    _task('demo_hotel_sentiment', 'sentiment', ANSWERS, sentiment, ['hotel']),
     _task('demo_review_topic', 'topic', TOPICS, topic, _ALL),
-    _task('demo_number', 'agreement', NUMBER, number, _ALL),
-    _task('demo_grammar', 'agreement', GRAMMAR, grammar, _ALL),
-    _task('demo_inference', 'entailment', INFERENCE, inference,
+    _task('demo_number', 'agreement', ANSWERS, number, _ALL),
+    _task('demo_grammar', 'agreement', ANSWERS, grammar, _ALL),
+    _task('demo_inference', 'entailment', ANSWERS, inference,
           ['film', 'hotel', 'book', 'phone']),
-    _task('demo_relation', 'entailment', RELATION, relation, _ALL),
+    _task('demo_relation', 'entailment', ANSWERS, relation, _ALL),
 )
 TARGETS = (
-    _task('demo_restaurant_sentiment', 'sentiment', SENTIMENT, sentiment,
+    _task('demo_restaurant_sentiment', 'sentiment', ANSWERS, sentiment,
           ['restaurant'], train_size=32, related='demo_film_sentiment',
           unrelated='demo_number'),
     _task('demo_fact_topic', 'topic', TOPICS,
           functools.partial(topic, facts=True), _ALL, train_size=32,
           related='demo_review_topic', unrelated='demo_inference'),
-    _task('demo_garden_inference', 'entailment', INFERENCE, inference,
+    _task('demo_garden_inference', 'entailment', ANSWERS, inference,
           ['garden'], train_size=32, related='demo_inference',
           unrelated='demo_film_sentiment'),
 )

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from flax import linen as nn
 from jaxtyping import Array, Int
+from prompt_tuning.train import prompts
 from t5x.examples.t5 import network
 from t5x.examples.t5 import sequence as sequence_lib
 
@@ -33,8 +34,8 @@ class PromptEncoder(network.Encoder):
       segments: Int[Array, 'B T'] | None,
   ) -> Sequence:
     """The embedded tokens with the prompt, P places longer."""
-    return self.prompt.extend(
-        tokens, super().embed(tokens, positions, segments))
+    return prompts.extend(
+        self.prompt, tokens, super().embed(tokens, positions, segments))
 
 
 class PromptEncoderDecoder(network.Transformer):

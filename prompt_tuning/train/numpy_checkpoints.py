@@ -14,6 +14,7 @@ from typing import Any
 
 from etils import epath
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
 from prompt_tuning import numpy_files
 from t5x import checkpoints
@@ -94,7 +95,7 @@ class Checkpointer(checkpoints.Checkpointer):
     for regex in self._save_paths:
       optimizers.require_match(regex, parameters)
     chosen = {
-        path.replace('/', '.'): np.asarray(jax.device_get(value), np.float32)
+        path.replace('/', '.'): np.asarray(_whole(value), np.float32)
         for path, value in parameters.items()
         if match_any(self._save_paths)(path, value)
     }
@@ -116,6 +117,14 @@ class Checkpointer(checkpoints.Checkpointer):
     if final.exists():
       final.rename(self._folder / f'{final.name}.backup-{time.time_ns()}')
     temporary.rename(final)
+
+
+def _whole(value: Any) -> np.ndarray:
+  """All of an array, wherever its parts are."""
+  if isinstance(value, jax.Array) and not value.is_fully_replicated and (
+      not value.is_fully_addressable):
+    return multihost_utils.process_allgather(value, tiled=True)
+  return jax.device_get(value)
 
 
 def _same_files(first: epath.Path, second: epath.Path) -> bool:

@@ -8,6 +8,7 @@ Where the prompt goes, for one row of three tokens (e ends it) and P = 2:
     suffix           a  b  p  q  e  .  .
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 from flax import linen as nn
@@ -102,28 +103,31 @@ class Prompt(nn.Module):
     prompt = self.prompt(x, x_embed).astype(x_embed.dtype)
     return self.combine(prompts.expand_to_batch(prompt, x), x_embed, x)
 
-  def extend(self, x: Int[Array, 'B T'], sequence: Sequence) -> Sequence:
-    """The sequence with the prompt in it, all of its fields in step.
 
-    Validity moves exactly as the embeddings do, because the same function
-    moves it; places are counted anew.
+def extend(
+    prompt: Callable[..., Combined], x: Int[Array, 'B T'], sequence: Sequence
+) -> Sequence:
+  """The sequence with a prompt in it, all of its fields in step.
 
-    Args:
-      x: the tokens.
-      sequence: the embedded tokens.
+  Rows are padded on the right, before and after: wherever the prompt went, a
+  row has P more real places than it had.
 
-    Returns:
-      A sequence of P more places.
+  Args:
+    prompt: what PROMPT makes: from tokens and embedded tokens to embeddings.
+    x: the tokens.
+    sequence: the embedded tokens.
 
-    Raises:
-      ValueError: if a row holds several examples, or has places of its own.
-    """
-    if sequence.segments is not None or sequence.positions.shape[0] != 1:
-      raise ValueError(
-          'Packed examples cannot have prompts: every one would need its own. '
-          'Set DatasetConfig.pack = False.')
-    combined = self(x, sequence.x)
-    size = combined.shape[1] - x.shape[1]
-    valid = self.combine(
-        jnp.ones((x.shape[0], size, 1), bool), sequence.valid[..., None], x)
-    return Sequence.create(combined, valid[..., 0])
+  Returns:
+    A sequence of P more places, counted anew.
+
+  Raises:
+    ValueError: if a row holds several examples, or has places of its own.
+  """
+  if sequence.segments is not None or sequence.positions.shape[0] != 1:
+    raise ValueError(
+        'Packed examples cannot have prompts: every one would need its own. '
+        'Set DatasetConfig.pack = False.')
+  combined = prompt(x, sequence.x)
+  size = combined.shape[1] - x.shape[1]
+  return Sequence.create(combined, jnp.pad(
+      sequence.valid, ((0, 0), (size, 0)), constant_values=True))

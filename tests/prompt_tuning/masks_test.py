@@ -113,7 +113,7 @@ def test_encoder_mask_agrees_with_the_sequence_that_the_network_masks(length):
   extended, _ = module.init_with_output(
       jax.random.key(0), tokens,
       sequence_lib.Sequence.create(embedded, tokens > 0),
-      method=module.extend)
+      method=train_prompts.extend)
   visible = np.asarray(extended.visible_from(extended))
   mask = np.asarray(masks.create_prompt_encoder_mask(length)(tokens)) > 0
   # The network lets padding look around; nobody looks at padding.

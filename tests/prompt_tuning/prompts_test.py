@@ -354,3 +354,8 @@ def test_prompt_for_inference_comes_in_its_dtype():
   np.testing.assert_array_equal(
       module.apply({}, TOKENS, EMBEDDED), jnp.asarray(TABLE[:P], jnp.bfloat16),
       strict=True)
+
+
+def test_class_labels_given_as_one_text_are_refused():
+  with pytest.raises(ValueError, match='CLASS_LABELS.*list of texts'):
+    prompts.from_embedded_list(np.ones((4, 2)), None, 'positive,negative')

@@ -74,6 +74,20 @@ def test_keep_removes_the_oldest_but_no_pinned_one(run, tmp_path):
   assert checkpoints.latest_step(str(tmp_path)) == 10
 
 
+@pytest.mark.parametrize('keep', [0, -1])
+def test_keeping_nothing_is_refused(keep):
+  with pytest.raises(ValueError, match=f'keep is {keep}'):
+    checkpoints.SaveCheckpointConfig(keep=keep)
+
+
+def test_a_pinned_save_is_resumed_from(run, tmp_path):
+  checkpoints.Checkpointer(str(tmp_path)).save(run, RECORD)
+  folder = tmp_path / 'checkpoint_2'
+  (folder / 'PINNED').touch()
+  assert checkpoints.read_record(str(folder)) == RECORD
+  assert _equal(checkpoints.restore_run(str(folder), run), run)
+
+
 def test_step_zero_counts_as_a_save(run, tmp_path):
   assert checkpoints.latest_step(str(tmp_path)) is None
   checkpoints.Checkpointer(str(tmp_path)).save(

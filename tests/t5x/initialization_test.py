@@ -184,6 +184,43 @@ def test_last_step(total, relative, saved, expected):
       origin.last_step(total, relative)
 
 
+def test_a_resumed_run_keeps_the_dtype_that_was_restored_to(
+    tiny, base, tmp_path):
+  path, _ = base
+  restore = _restore(path, dtype='bfloat16')
+  _, start = _start(tiny, tiny.model(), restore, tmp_path)
+  checkpoints.Checkpointer(str(tmp_path)).save(start.state, start.record)
+  _, again = _start(tiny, tiny.model(), restore, tmp_path)
+  for name, value in start.state.trainable.items():
+    assert value.dtype == jnp.bfloat16 == again.state.trainable[name].dtype
+    np.testing.assert_array_equal(again.state.trainable[name], value)
+
+
+def test_other_batches_are_refused():
+  record = dataclasses.replace(RECORD, batch_size=32, num_shards=1)
+  origin = initialization.Origin(
+      0, 0, initialization.Save('/run', record), step=5)
+  initialization.require_same_batches(origin, 32, 1)
+  for size, shards in ((64, 1), (32, 2)):
+    with pytest.raises(checkpoints.CheckpointError, match='32 rows in 1 shard'):
+      initialization.require_same_batches(origin, size, shards)
+
+
+def test_a_specific_checkpoint_must_be_one(base, tmp_path):
+  path, _ = base
+  folder = path.rsplit('/', 1)[0]
+  with pytest.raises(checkpoints.CheckpointError, match='checkpoint_12'):
+    initialization.find_origin(
+        str(tmp_path), _restore(folder, mode='specific'), 0)
+  assert initialization.find_origin(
+      str(tmp_path), _restore(folder, mode='latest'), 0).step == 12
+
+
+def test_remote_run_folders_are_refused():
+  with pytest.raises(ValueError, match='gs://bucket/run'):
+    initialization.find_origin('gs://bucket/run', None, 0)
+
+
 def test_missing_parameters_are_named(tiny, base):
   path, _ = base
   model = tiny.model(PROMPT, prompt_length=3)

@@ -41,7 +41,7 @@ class Steps:
     bad = step == self.bad_at
     state = state.replace(step=state.step + 1)
     return state, {
-        'loss': metrics_lib.AveragePerStep(jnp.float32(step)),
+        'loss': metrics_lib.AveragePerStep(total=jnp.float32(step)),
         trainer_lib.NONFINITE: metrics_lib.Sum(jnp.float32(bad))}
 
 
@@ -120,6 +120,27 @@ def test_a_bad_step_stops_before_anything_is_saved():
   assert saved == []
 
 
+def test_the_last_step_is_reported_and_checked_without_a_hook():
+  rows = Rows()
+  _run([], total=4, reporter=_reporter(rows))
+  assert [step for step, _ in rows.rows] == [2, 4]
+  with pytest.raises(FloatingPointError, match='step 4'):
+    _run([], total=4, bad_at=4)
+
+
+def test_rates_of_a_resumed_window_count_this_process_only():
+  rows = Rows()
+  reporter = _reporter(rows, period=4, window={
+      'timing/steps_per_second': [1000.0], trainer_lib.NONFINITE: [0.0]})
+  with reporter.paused():
+    jax.block_until_ready(jnp.ones(3))
+  time.sleep(0.05)
+  reporter.push(4, {'timing/steps_per_second': metrics_lib.StepsPerTime(),
+                    trainer_lib.NONFINITE: metrics_lib.Sum(0.0)}, _state())
+  reporter.drain()
+  assert rows.rows[0][1]['timing/steps_per_second'] < 20
+
+
 def test_a_window_survives_interruption():
   whole = Rows()
   _run([], total=4, reporter=_reporter(whole, period=4))
@@ -154,7 +175,7 @@ def test_movement_is_the_norm_of_the_change():
       rows, period=1, first_step=0,
       initial={'a': np.zeros((2, 2), np.float32), 'b': np.ones(1, np.float32)},
       window={}, model_dir='/none')
-  metrics = {'loss': metrics_lib.AveragePerStep(1.0),
+  metrics = {'loss': metrics_lib.AveragePerStep(total=1.0),
              trainer_lib.NONFINITE: metrics_lib.Sum(0.0)}
   state = loop.TrainState(
       jnp.int32(1), {'a': jnp.full((2, 2), 2.0), 'b': jnp.full(1, 4.0)}, {}, ())
@@ -199,6 +220,13 @@ def test_a_bar_on_a_terminal():
   terminal.close()
   text = console.file.getvalue()
   assert '250 / 400' in text and 'moved 3.5' in text and 'a line' in text
+
+
+def test_nothing_is_drawn_before_there_are_figures():
+  console = _console(True)
+  terminal = metric_writers.Terminal(100, 400, console)
+  terminal.close()
+  assert console.file.getvalue() == ''
 
 
 def test_rows_after_the_resumed_step_are_dropped(tmp_path):

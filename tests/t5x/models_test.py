@@ -147,3 +147,17 @@ def test_vocabularies_for_gin(tiny):
   model = tiny.model()
   assert models.get_input_vocabulary(model) is model.input_vocabulary
   assert models.get_output_vocabulary(model) is model.output_vocabulary
+
+
+def test_a_subclass_can_add_metrics(tiny):
+  class Model(models.EncoderDecoderModel):
+    def _compute_metrics(self, logits, targets, mask, loss, z_loss=None,
+                         segment_ids=None):
+      metrics = super()._compute_metrics(logits, targets, mask, loss, z_loss)
+      return {'mine': metrics['accuracy']}
+
+  plain = tiny.model()
+  model = Model(plain.module, None, None, plain.optimizer_def)
+  _, metrics = model.loss_fn(
+      tiny.params(model.module), tiny.batch(), None)
+  assert 'mine' in metrics and 'loss' not in metrics

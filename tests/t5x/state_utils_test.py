@@ -110,3 +110,8 @@ def test_nearest_names_are_few_and_the_best_comes_first():
   names = [f'target/layer_{i}/kernel' for i in range(20)]
   found = state_utils.nearest('target/layer_7/kernel', names).split(', ')
   assert len(found) == 3 and found[0] == "'target/layer_7/kernel'"
+
+
+def test_rules_about_optimiser_states_are_let_pass():
+  # T5X restores those states with the parameters; here they are not restored.
+  assert resolve((r'^state/param_states/none/.*$', None)) == resolve()

@@ -99,6 +99,18 @@ def test_a_loss_that_is_not_finite_is_flagged(tiny):
   assert row[trainer_lib.NONFINITE] == 1
 
 
+def test_an_update_that_is_not_finite_is_flagged(tiny):
+  # A schedule without warmup steps divides by zero at step 0.
+  plain = tiny.model(PROMPT, prompt_length=3)
+  trainer, state = tiny.start(plain)
+  trainer = trainer_lib.Trainer(
+      plain, trainer.partitioner, first_step=0, base_key=jax.random.key(0),
+      learning_rate_fn=lambda step: jnp.float32(jnp.nan))
+  _, (row,) = tiny.steps(trainer, state, 1)
+  assert np.isfinite(row['loss']) and np.isfinite(row['gradient_norm'])
+  assert row[trainer_lib.NONFINITE] == 1
+
+
 def test_a_gradient_that_is_not_finite_is_flagged(tiny):
   class Model(models.EncoderDecoderModel):
     def loss_fn(self, params, batch, dropout_rng):

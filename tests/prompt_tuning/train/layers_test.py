@@ -206,6 +206,35 @@ def test_encoded_rows_are_longer_by_the_prompt():
                       [True] * 4 + [False] * 4])
 
 
+def test_any_module_and_any_combination_can_be_the_prompt():
+  """What a user of the reference may bind to PROMPT and combine."""
+
+  class Doubled(nn.Module):
+    prompt: nn.Module
+
+    @nn.compact
+    def __call__(self, x, x_embed):
+      return 2.0 * self.prompt(x, x_embed)
+
+  def doubled(prompt, x_embed, x):
+    return train_prompts.prefix_prompt(2.0 * prompt, x_embed, x)
+
+  def module(**options):
+    return train_prompts.Prompt(prompts.Prompt(
+        P, nn.initializers.normal(1.0)), **options)
+
+  def logits(make_prompt):
+    model = layers.PromptEncoderDecoder(
+        network.T5Config(**CONFIG), encoder_factory=functools.partial(
+            layers.PromptEncoder, prompt_factory=make_prompt))
+    variables = nn.meta.unbox(
+        model.init(jax.random.key(0), *BATCH, enable_dropout=False))
+    return model.apply(variables, *BATCH, enable_dropout=False)
+
+  assert logits(lambda: module(combine=doubled)).shape == (3, 3, V)
+  assert logits(lambda: Doubled(module())).shape == (3, 3, V)
+
+
 def test_prompt_factory_is_required():
   model = layers.PromptEncoderDecoder(network.T5Config(**CONFIG))
   with pytest.raises(ValueError, match='prompt_factory is not set'):

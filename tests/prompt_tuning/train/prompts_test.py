@@ -149,16 +149,19 @@ def test_module_gives_every_row_the_same_prompt(name):
 @every_combiner
 def test_extending_moves_validity_with_the_embeddings(name):
   combine, reference, tokens = COMBINERS[name]
+  tokens = tokens[tokens.any(axis=1)]  # A row of nothing has no place for it.
   _, embedded = inputs(tokens)
-  # Any validity, so that it can only have moved with its place.
-  valid = np.random.default_rng(0).integers(0, 2, tokens.shape) > 0
+  # Real places are those up to the last token; a decoder begins with a 0.
+  valid = np.flip(np.cumsum(np.flip(tokens, 1), 1), 1) > 0
+  if 'decoder' in name:
+    valid[:, 0] = True
   sequence = sequence_lib.Sequence.create(
       jnp.asarray(embedded), jnp.asarray(valid))
   layer = module(combine)
   variables = layer.init(
       jax.random.key(0), jnp.asarray(tokens), jnp.asarray(embedded))
   extended = layer.apply(
-      variables, jnp.asarray(tokens), sequence, method=layer.extend)
+      variables, jnp.asarray(tokens), sequence, method=train_prompts.extend)
   np.testing.assert_array_equal(
       extended.x, layer.apply(
           variables, jnp.asarray(tokens), jnp.asarray(embedded)))
@@ -186,4 +189,4 @@ def test_packed_rows_are_refused():
       jnp.ones((*tokens.shape, H)), tokens > 0, segments=jnp.ones_like(tokens))
   layer = module()
   with pytest.raises(ValueError, match=r'[Pp]acked.*DatasetConfig.pack'):
-    layer.init(jax.random.key(0), tokens, packed, method=layer.extend)
+    layer.init(jax.random.key(0), tokens, packed, method=train_prompts.extend)
