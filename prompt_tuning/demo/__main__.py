@@ -31,9 +31,9 @@ _TARGET = flags.DEFINE_enum(
     'The target task.')
 _SEEDS = flags.DEFINE_integer('seeds', 3, 'Runs per start.')
 _SOURCE_STEPS = flags.DEFINE_integer(
-    'source_steps', 400, 'Steps on a source task.')
+    'source_steps', 100, 'Steps on a source task.')
 _TARGET_STEPS = flags.DEFINE_integer(
-    'target_steps', 400, 'Steps on the target task.')
+    'target_steps', 16, 'Steps on the target task.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Demo:
     slug = start.replace(' ', '_').replace(':', '')
     done = self.run(f'target: {task.name}, {start}, seed {seed}', command(
         self.output / f'target_{slug}_{seed}', task.name, arguments,
-        steps=steps, eval_period=max(steps // 16, 1), seed=seed))
+        steps=steps, eval_period=max(steps // 8, 1), seed=seed))
     first = int(checkpoints.read_record(checkpoints.get_checkpoint_dir(
         str(done.model_dir),
         checkpoints.latest_step(str(done.model_dir)) or 0)).first_step)
@@ -171,7 +171,7 @@ def main(argv: Sequence[str]) -> None:
   """Runs the demo."""
   del argv
   logging.set_verbosity(logging.WARNING)
-  console = rich.console.Console(highlight=False)
+  console = rich.console.Console(highlight=False, soft_wrap=True)
   began = time.monotonic()
   output = pathlib.Path(_OUTPUT.value)
   demo = Demo(output, console)

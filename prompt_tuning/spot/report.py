@@ -13,6 +13,7 @@ import statistics
 
 import matplotlib
 import matplotlib.figure
+import rich.box
 import rich.table
 
 # Readable on white and on near-black, and told apart without colour vision:
@@ -121,10 +122,10 @@ def text_table(
     table: Mapping[str, Mapping[int, Cell]], title: str) -> rich.table.Table:
   """For the terminal."""
   steps = shown_steps(table)
-  shown = rich.table.Table(title=title)
-  shown.add_column('prompt starts as')
+  shown = rich.table.Table(title=title, box=rich.box.SIMPLE)
+  shown.add_column('prompt starts as', no_wrap=True)
   for step in steps:
-    shown.add_column(f'after {step} steps', justify='right')
+    shown.add_column(f'{step} steps', justify='right', no_wrap=True)
   for start, row in table.items():
     shown.add_row(start, *(str(row[step]) for step in steps))
   return shown
