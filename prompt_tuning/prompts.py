@@ -62,8 +62,13 @@ def t5x_load(
     The variable.
 
   Raises:
-    KeyError: if the checkpoint has no such variable.
+    ValueError: if there is no checkpoint.
+    KeyError: if it has no such variable.
   """
+  if not checkpoint_path:
+    raise ValueError(
+        't5x_load.checkpoint_path is not set: this start of the prompt takes '
+        'embeddings from INITIAL_CHECKPOINT_PATH.')
   path = variable_path.strip('/').removeprefix('target/')
   arrays = checkpoints.open_checkpoint(
       checkpoints.find_checkpoint(checkpoint_path))

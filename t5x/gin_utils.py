@@ -200,7 +200,8 @@ def explain(message: str) -> str | None:
           '{0} is required; set it with --gin.{0}=VALUE.',
       r'Required bindings for `([^`]+)` not provided in config: (\[[^\]]*\])':
           '{0} needs {1}; bind them in a gin file, or as --gin.{0}.NAME=VALUE.',
-      r"for arguments: (\[[^\]]*\]) Gin had .* call to configurable '([^']+)'":
+      r"missing \d+ required .* for arguments: (\[[^\]]*\]) Gin had .* call to "
+      r"configurable '([^']+)'":
           '{1} needs {0}; bind them in a gin file, or as --gin.{1}.NAME=VALUE.',
       r"Configurable '([^']+)' doesn't have a parameter named '([^']+)'":
           '{0} has no parameter {1!r}; see its docstring for the names.',

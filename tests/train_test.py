@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from t5x import checkpoints
 from t5x import program
 from t5x import train
+from t5x import train_state
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROMPT = 'encoder.prompt.prompt.prompt'
@@ -132,7 +134,7 @@ def test_killed_and_resumed_equals_unbroken(unbroken, tmp_path):
     assert time.monotonic() < deadline
     time.sleep(0.002)
   process.kill()
-  process.wait()
+  process.communicate()
   resumed = start(tmp_path)
   output, _ = resumed.communicate(timeout=300)
   assert resumed.returncode == 0, output
@@ -254,11 +256,19 @@ def test_the_program_exits_with_one_line(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_is_not_continued_on_another_model(unbroken, tmp_path):
-  import shutil
   shutil.copytree(unbroken, tmp_path / 'run')
+  # A model of other values, which the run would have to start from.
+  other = tmp_path / 'other'
+  arrays = checkpoints.open_checkpoint(files.checkpoint())
+  state = train_state.TrainState(
+      np.int32(FIRST), {name.removeprefix('target/'): 2 * array.get()
+                        for name, array in arrays.items()
+                        if name.startswith('target/')}, {}, ())
+  checkpoints.Checkpointer(str(other)).save(
+      state, checkpoints.RunRecord(0, 0))
   with pytest.raises(ValueError, match='INITIAL_CHECKPOINT_PATH'):
-    run(tmp_path / 'run', '--gin.INITIAL_CHECKPOINT_PATH=None',
-        '--gin.TRAIN_STEPS_RELATIVE=12')
+    run(tmp_path / 'run', '--gin.TRAIN_STEPS_RELATIVE=12',
+        f'--gin.INITIAL_CHECKPOINT_PATH={other}/checkpoint_{FIRST}')
   with pytest.raises(ValueError, match='seed 3.*RANDOM_SEED is 4'):
     run(tmp_path / 'run', '--gin.RANDOM_SEED=4')
 
