@@ -335,7 +335,7 @@ class Checkpointer:
     try:
       with ocp.PyTreeCheckpointer() as checkpointer:
         checkpointer.save(
-            epath.Path(temporary / 'state').resolve(), self._tree(state))
+            os.path.abspath(temporary / 'state'), self._tree(state))
       if jax.process_index() == 0:
         (temporary / _RECORD).write_text(record.to_json())
         manifest.write(temporary)
