@@ -196,8 +196,7 @@ def main(argv: Sequence[str]) -> None:
       output, runs, title=title, metric='test accuracy, %', sentences=said,
       commands=demo.commands)
   console.print(report.text_table(
-      report.cells(runs), f'test accuracy, %, mean ± deviation\n{title}'),
-                width=100)
+      report.cells(runs), f'test accuracy, %, mean ± deviation\n{title}'))
   for sentence in said:
     console.print(sentence)
   console.print(f'frozen model: {files.checkpoint()}')

@@ -122,7 +122,8 @@ def text_table(
     table: Mapping[str, Mapping[int, Cell]], title: str) -> rich.table.Table:
   """For the terminal."""
   steps = shown_steps(table)
-  shown = rich.table.Table(title=title, box=rich.box.SIMPLE)
+  shown = rich.table.Table(
+      title=title, box=rich.box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
   shown.add_column('prompt starts as', no_wrap=True)
   for step in steps:
     shown.add_column(f'{step} steps', justify='right', no_wrap=True)

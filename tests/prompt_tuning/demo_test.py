@@ -1,3 +1,4 @@
+import io
 import json
 import random
 import shlex
@@ -11,6 +12,7 @@ from prompt_tuning.demo import pretraining
 from prompt_tuning.demo import tasks
 from prompt_tuning.spot import report
 import pytest
+import rich.console
 import seqio
 from t5x import checkpoints
 
@@ -179,6 +181,17 @@ def test_cells_are_means_over_seeds():
 def test_runs_of_different_steps_are_refused():
   with pytest.raises(ValueError, match='different steps'):
     report.cells([*RUNS, report.Run('random', 4, {0: 1.0, 60: 2.0})])
+
+
+def test_the_table_fits_a_terminal():
+  starts = ['random', *(f'SPoT: {task.name}' for task in tasks.SOURCES)]
+  runs = [report.Run(start, seed, {step: 2.775 * step * seed for step in range(
+      0, 17, 2)}) for start in starts for seed in range(3)]
+  console = rich.console.Console(file=io.StringIO(), width=80)
+  console.print(report.text_table(report.cells(runs), 'A title'))
+  text = console.file.getvalue()
+  assert '…' not in text and '44.4 ± 44.4' in text
+  assert all(start in text for start in starts)
 
 
 def test_the_page_needs_nothing_outside_itself(tmp_path):
