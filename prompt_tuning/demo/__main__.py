@@ -142,6 +142,15 @@ class Demo:
     return report.Run(start, seed, curve)
 
 
+def _certainty(better: report.Cell, worse: report.Cell) -> str:
+  """How much a difference is worth, in words."""
+  if better.count < 2:
+    return 'one seed says nothing of chance'
+  errors = report.gain_in_standard_errors(better, worse)
+  return (f'{errors:.1f} standard errors' if math.isfinite(errors)
+          else 'the seeds do not differ')
+
+
 def sentences(
     task: tasks.DemoTask, runs: Sequence[report.Run], seconds: float
 ) -> list[str]:
@@ -155,14 +164,10 @@ def sentences(
       continue
     early = report.shown_steps(table)[0]
     for step in (early, last):
-      errors = report.gain_in_standard_errors(
-          table[related][step], table[other][step])
-      difference = table[related][step].mean - table[other][step].mean
-      certainty = (f'{errors:.1f} standard errors' if math.isfinite(errors)
-                   else 'the seeds do not differ')
+      better, worse = table[related][step], table[other][step]
       found.append(
-          f'After {step} steps, {related} is {difference:+.1f} points against '
-          f'{other}: {certainty}.')
+          f'After {step} steps, {related} is {better.mean - worse.mean:+.1f} '
+          f'points against {other}: {_certainty(better, worse)}.')
   found.append(f'Everything took {seconds:.0f} seconds.')
   return found
 

@@ -224,3 +224,21 @@ def test_printed_commands_are_shell_commands(tmp_path):
   words = shlex.split(str(made).replace('\\\n', ' '))
   assert words[:3] == ['python', '-m', 't5x.train']
   assert tuple(words[3:]) == made.arguments
+
+
+def test_what_is_said_follows_the_figures():
+  task = tasks.TARGETS[0]
+
+  def said(seeds, spread):
+    runs = [
+        report.Run(start, seed, {0: 0.0, 4: base + spread * seed, 8: base})
+        for start, base in (('random', 40.0), (f'SPoT: {task.related}', 70.0))
+        for seed in range(seeds)]
+    return demo.sentences(task, runs, 12.3)
+
+  first, last, time = said(3, 1.0)
+  assert first == (f'After 4 steps, SPoT: {task.related} is +30.0 points '
+                   'against random: 36.7 standard errors.')
+  assert last.endswith('the seeds do not differ.')
+  assert '12 seconds' in time
+  assert said(1, 0.0)[0].endswith('one seed says nothing of chance.')
