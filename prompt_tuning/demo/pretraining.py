@@ -2,8 +2,9 @@
 
 First span corruption; then language-model adaptation mixed with instructions,
 as T5's LM-adapted and instructed models were. An instruction names its question
-("pleased ? the film was ..."), the tasks do not; and no instruction is about a
-domain of a target task.
+("pleased ? the film was ..."), the tasks do not. No instruction is about
+restaurants or gardens, which two of the target tasks are about, nor about a text
+of facts only, which the third is about.
 """
 
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import tensorflow as tf
 _TEXTS = 60_000
 
 
-# Domains that no target task is about.
+# Domains without those that a target task is about.
 _DOMAINS = sorted(set(language.DOMAINS) - set(tasks.TARGET_DOMAINS))
 
 
@@ -51,7 +52,7 @@ QUESTIONS: dict[str, tasks.Maker] = {
 
 
 def instruction(rng: random.Random) -> tuple[str, str]:
-  """A question about a text of a domain that no target is about, answered."""
+  """A question about a text of one of these domains, answered."""
   question = rng.choice(sorted(QUESTIONS))
   text, answer = QUESTIONS[question](rng)
   return f'{question} ? {text}', answer
