@@ -3,8 +3,8 @@
 First span corruption; then language-model adaptation mixed with instructions,
 as T5's LM-adapted and instructed models were. An instruction names its question
 ("pleased ? the film was ..."), the tasks do not. No instruction is about
-restaurants or gardens, which two of the target tasks are about, nor about a text
-of facts only, which the third is about.
+restaurants or gardens, which two of the target tasks are about, nor about a
+text of facts only, which the third is about.
 """
 
 from collections.abc import Iterator
