@@ -56,11 +56,13 @@ def evaluate(
   if dry_run:
     return {}
   converter = datasets.feature_converter(model.FEATURE_CONVERTER)
+  datasets.verify_matching_vocabs(
+      dataset_cfg, model.input_vocabulary, model.output_vocabulary)
+  runner = evaluation.InferenceRunner(
+      model, partitioner, dataset_cfg.batch_size)
   state = initialization.inference_state(
       model, partitioner, restore_checkpoint_cfg,
       datasets.some_feature_shapes(converter), fallback_init_rng)
-  datasets.verify_matching_vocabs(
-      dataset_cfg, model.input_vocabulary, model.output_vocabulary)
   terminal = metric_writers.Terminal(0, 0)
   folder = metric_writers.RunFolder(
       output_dir, terminal, silent=jax.process_index() != 0)
@@ -73,8 +75,6 @@ def evaluate(
     raise datasets.DatasetError(
         f'{dataset_cfg.mixture_or_task_name!r} has no metrics on the split '
         f'{dataset_cfg.split!r}; there is nothing to evaluate.')
-  runner = evaluation.InferenceRunner(
-      model, partitioner, dataset_cfg.batch_size)
   evaluate_task = evaluation.InferenceEvaluation(evaluator, runner, folder)
   return evaluate_task.report(int(state.step), state)
 

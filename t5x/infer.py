@@ -66,15 +66,15 @@ def infer(
   if dry_run:
     return []
   converter = datasets.feature_converter(model.FEATURE_CONVERTER)
+  datasets.verify_matching_vocabs(
+      dataset_cfg, model.input_vocabulary, model.output_vocabulary)
+  runner = evaluation.InferenceRunner(
+      model, partitioner, dataset_cfg.batch_size)
   state = initialization.inference_state(
       model, partitioner, restore_checkpoint_cfg,
       datasets.some_feature_shapes(converter), fallback_init_rng)
-  datasets.verify_matching_vocabs(
-      dataset_cfg, model.input_vocabulary, model.output_vocabulary)
   if summarize_config_fn is not None and jax.process_index() == 0:
     summarize_config_fn(output_dir, None, int(state.step))
-  runner = evaluation.InferenceRunner(
-      model, partitioner, dataset_cfg.batch_size)
   terminal = metric_writers.Terminal(0, 0)
   files = []
   for name, examples in datasets.inference_examples(

@@ -1,5 +1,6 @@
 """Evaluation and inference from the command line, on the demo's model."""
 
+import functools
 import json
 import pathlib
 
@@ -7,9 +8,18 @@ import numpy as np
 from prompt_tuning.demo import files
 from prompt_tuning.demo import tasks
 import pytest
+from t5x import checkpoints
+from t5x import decoding
 from t5x import eval as eval_script
+from t5x import evaluation
 from t5x import infer
+from t5x import initialization
+from t5x import models
+from t5x import optimizers
+from t5x import partitioning
 from t5x import program
+from t5x.examples.t5 import network
+import tensorflow as tf
 
 pytestmark = pytest.mark.slow
 
@@ -88,6 +98,50 @@ def test_score_is_negative_and_follows_the_targets(prompt, tmp_path):
   assert len(rows) == SIZE
   assert all(row['score'] < 0 for row in rows)
   assert len({row['score'] for row in rows}) > SIZE / 2
+
+
+def test_every_batch_is_sampled_with_a_key_of_its_own(prompt, tmp_path):
+  # The same text in every row of every batch: only the keys differ.
+  batches = 3
+  model, rows = _sampling_model(), 32
+  text = np.zeros((batches * rows, 8), np.int32)
+  text[:, :3] = [7, 8, 1]
+  dataset = tf.data.Dataset.from_tensor_slices({
+      'encoder_input_tokens': text,
+      'decoder_input_tokens': np.zeros((len(text), 4), np.int32)}).enumerate()
+  partitioner = partitioning.PjitPartitioner(1)
+  runner = evaluation.InferenceRunner(model, partitioner, rows)
+  state = initialization.inference_state(
+      model, partitioner,
+      checkpoints.RestoreCheckpointConfig(path=files.checkpoint()),
+      {'encoder_input_tokens': (1, 2), 'decoder_input_tokens': (1, 2),
+       'decoder_target_tokens': (1, 2)}, None)
+  drawn = np.stack([row for _, row in runner.run('predict', state, dataset)])
+  first, second, third = np.split(drawn, batches)
+  assert (first != second).any() and (second != third).any()
+  again = np.stack([row for _, row in runner.run('predict', state, dataset)])
+  np.testing.assert_array_equal(drawn, again)
+
+
+def _sampling_model():
+  """The demo's model without a prompt, sampling hot."""
+  config = network.T5Config(
+      vocab_size=1024, emb_dim=128, num_heads=4, head_dim=32, mlp_dim=256,
+      num_encoder_layers=3, num_decoder_layers=3, dropout_rate=0.0,
+      mlp_activations=('gelu', 'linear'))
+  vocabulary = tasks.vocabulary()
+  return models.EncoderDecoderModel(
+      network.Transformer(config), vocabulary, vocabulary,
+      optimizers.adamw(learning_rate=0.1), functools.partial(
+          decoding.temperature_sample, temperature=3.0, topk=0))
+
+
+def test_an_uneven_batch_is_refused_before_anything_is_written(
+    prompt, tmp_path):
+  with pytest.raises(ValueError, match='BATCH_SIZE 12'):
+    _infer(prompt, tmp_path / 'out', 'predict',
+           '--gin.utils.DatasetConfig.batch_size=12')
+  assert not (tmp_path / 'out').exists()
 
 
 def test_an_unknown_mode_is_refused(prompt, tmp_path):

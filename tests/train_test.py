@@ -202,6 +202,17 @@ def test_a_prompt_learns(tmp_path):
   assert moved[0] > 0 and moved == sorted(moved)
 
 
+@pytest.mark.slow
+def test_a_run_without_saves_begins_again_and_doubles_no_row(tmp_path):
+  for _ in range(2):
+    run(tmp_path, '--gin.TRAIN_STEPS_RELATIVE=2',
+        '--gin.utils.SaveCheckpointConfig.period=None')
+  assert checkpoints.all_steps(str(tmp_path)) == []
+  assert [row['step'] - FIRST for row in rows(tmp_path)] == [1, 2]
+  evaluated = rows(tmp_path, f'inference_eval/{TASK}-metrics.jsonl')
+  assert [row['step'] - FIRST for row in evaluated] == [0, 2]
+
+
 REFUSALS = {
     'a regex without match': (
         ["--gin.PROMPT_REGEX=['.*/promt/.*']"],
@@ -227,6 +238,9 @@ REFUSALS = {
     'an unknown task': (
         ['--gin.MIXTURE_OR_TASK_NAME=demo_film'], r"'demo_film' is not reg"),
     'an uneven batch': (['--gin.BATCH_SIZE=12'], r'BATCH_SIZE 12'),
+    'an uneven batch of evaluation': (
+        ['--gin.infer_eval/utils.DatasetConfig.batch_size=12'],
+        r'BATCH_SIZE 12'),
     'a wrong prompt': (
         ['--gin_file=prompts/from_file.gin', '--gin.PROMPT_FILE={file}'],
         r'shape \[3, 128\].*need \[10, 128\]'),

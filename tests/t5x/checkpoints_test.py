@@ -289,6 +289,21 @@ def test_native_variants_are_read(tmp_path, leaf):
   assert arrays['target/a/b'].nbytes == 48
 
 
+@pytest.mark.parametrize('leaf', [
+    _spec(metadata=[1]), _spec(kvstore='file:///etc/'), _spec(dtype='float33'),
+    _spec(metadata={'shape': 3}), {'driver': 'zarr'}])
+def test_native_specs_that_say_nonsense_are_refused(tmp_path, leaf):
+  with pytest.raises(checkpoint_importer.CheckpointError, match='target'):
+    checkpoint_importer.read_native(_native(tmp_path, leaf))['target/a/b'].get()
+
+
+def test_a_native_tree_that_is_none_is_refused(tmp_path):
+  (tmp_path / 'checkpoint').write_bytes(
+      serialization.msgpack_serialize({'version': 3, 'optimizer': 5}))
+  with pytest.raises(checkpoint_importer.CheckpointError, match='damaged'):
+    checkpoint_importer.read_native(str(tmp_path))
+
+
 def test_load_t5x_checkpoint_nests_and_casts(tmp_path):
   tree = checkpoints.load_t5x_checkpoint(
       _native(tmp_path, _spec()), restore_dtype=np.float16)

@@ -1,5 +1,6 @@
 import dataclasses
 
+from flax import serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -214,6 +215,20 @@ def test_a_specific_checkpoint_must_be_one(base, tmp_path):
         str(tmp_path), _restore(folder, mode='specific'), 0)
   assert initialization.find_origin(
       str(tmp_path), _restore(folder, mode='latest'), 0).step == 12
+
+
+def test_a_step_that_is_no_number_is_refused_unread(tmp_path):
+  # Declared so large that reading it would exhaust any memory.
+  leaf = {'driver': 'zarr', 'dtype': 'int32',
+          'kvstore': {'driver': 'file', 'path': 'step/'},
+          'metadata': {'shape': [2**36], 'chunks': [2**36]}}
+  folder = tmp_path / 'checkpoint_1'
+  folder.mkdir()
+  (folder / 'checkpoint').write_bytes(serialization.msgpack_serialize(
+      {'version': 3, 'optimizer': {'target': {}, 'state': {'step': leaf}}}))
+  with pytest.raises(checkpoints.CheckpointError, match='expected one integer'):
+    initialization.find_origin(
+        str(tmp_path / 'run'), _restore(str(folder)), 0)
 
 
 def test_remote_run_folders_are_refused():
