@@ -139,7 +139,6 @@ class RunRecord:
     seed: seed of initialisation, dropout and data order.
     batches: batches taken from the training data so far.
     batch_size: rows of each of them; with another size they are other batches.
-    num_shards: into how many parts the data was cut for several processes.
     base: the frozen model; None when everything is trainable.
     window: metric sums since the last report, so that the next report of a
       resumed run covers the same steps.
@@ -149,7 +148,6 @@ class RunRecord:
   seed: int
   batches: int = 0
   batch_size: int | None = None
-  num_shards: int = 1
   base: BaseRecord | None = None
   window: Mapping[str, Sequence[float]] = dataclasses.field(
       default_factory=dict)

@@ -29,7 +29,7 @@ def require_usable(
   """
   if config is not None:
     datasets.get_mixture_or_task(config)
-    partitioner.data_layout(config.batch_size)
+    partitioner.get_data_layout(config.batch_size)
 
 
 class TrainingEvaluation:
@@ -87,7 +87,7 @@ class InferenceRunner:
       batch_size: rows per batch.
     """
     self._partitioner = partitioner
-    self._batch_size = partitioner.data_layout(batch_size).batch_size
+    self._batch_size = partitioner.get_data_layout(batch_size).batch_size
     # Every process gets whole results.
     jit = functools.partial(jax.jit, out_shardings=partitioner.sharding())
     self._steps = {
@@ -113,7 +113,7 @@ class InferenceRunner:
       params = state.params
       for number, (indices, batch) in enumerate(
           datasets.padded_batches(dataset, self._batch_size)):
-        placed = self._partitioner.from_whole_batch(batch)
+        placed = self._partitioner.global_batch(batch)
         rng = () if mode == 'score' else (
             jax.random.fold_in(jax.random.key(0), number),)
         yield indices, jax.device_get(self._steps[mode](params, placed, *rng))

@@ -104,14 +104,12 @@ class Origin:
     return total_steps
 
 
-def require_same_batches(
-    origin: Origin, batch_size: int, num_shards: int) -> None:
+def require_same_batches(origin: Origin, batch_size: int) -> None:
   """Fails if a resumed run would be given other batches than it has had.
 
   Args:
     origin: the decision.
     batch_size: rows of a batch.
-    num_shards: into how many parts the data is cut.
 
   Raises:
     CheckpointError: naming both sizes.
@@ -119,13 +117,12 @@ def require_same_batches(
   if origin.last_save is None:
     return
   record = origin.last_save.record
-  had, has = (record.batch_size, record.num_shards), (batch_size, num_shards)
-  if record.batch_size is not None and had != has:
+  if record.batch_size not in (None, batch_size):
     raise checkpoints.CheckpointError(
-        f'{origin.last_save.directory} was trained on batches of {had[0]} rows '
-        f'in {had[1]} shards, but this run has {has[0]} in {has[1]}, so it '
-        'would see other data. Give BATCH_SIZE and processes as before, or use '
-        'another MODEL_DIR.')
+        f'{origin.last_save.directory} was trained on batches of '
+        f'{record.batch_size} rows, but BATCH_SIZE is {batch_size}, so this '
+        'run would see other data. Give BATCH_SIZE as before, or use another '
+        'MODEL_DIR.')
 
 
 @dataclasses.dataclass(frozen=True)

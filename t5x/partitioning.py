@@ -6,7 +6,7 @@ along which mesh axis; everything else here follows from it. Nothing here knows
 what a train state is: functions take pytrees of arrays and of axis names.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import math
@@ -14,6 +14,7 @@ from typing import Any
 
 from flax import linen as nn
 import jax
+from jax.experimental import mesh_utils
 import numpy as np
 
 PartitionSpec = jax.sharding.PartitionSpec
@@ -22,16 +23,24 @@ LogicalAxisRules = Sequence[tuple[str, str | None]]
 LogicalAxes = tuple[str | None, ...]
 
 
+class AxisNames(tuple):
+  """The logical axes of one array; a leaf of pytrees, unlike a plain tuple."""
+
+  def __new__(cls, *names: str | None):
+    return super().__new__(cls, names)
+
+
 @dataclasses.dataclass(frozen=True)
 class DataLayout:
-  """Which rows of every global batch this process feeds.
+  """Which part of every global batch a process has on its devices.
 
   Attributes:
     batch_size: rows of the global batch.
-    shard_id: index of this process's slice.
-    num_shards: slices that the global batch is cut into.
-    is_first_host_in_replica_set: whether this process is the one that reports
-      for its slice.
+    shard_id: index of the process's part.
+    num_shards: parts that the global batch is cut into; 1 also where the
+      processes' rows overlap without being the same.
+    is_first_host_in_replica_set: whether the process is the first one with its
+      part.
   """
 
   batch_size: int
@@ -85,6 +94,39 @@ def standard_logical_axis_rules(
   )
 
 
+def arrange_devices(
+    model_partitions: int, devices: Sequence[Any]) -> np.ndarray:
+  """Devices in rows that share a copy of the model, near ones together.
+
+  JAX knows how the devices of a TPU of any generation are wired; axes of the
+  torus are split where the partitions ask for it. Slices of TPUs, which a
+  slower network connects, share no copy. Elsewhere the devices of a process,
+  which count upwards, stay together as far as they go.
+
+  Args:
+    model_partitions: devices that share one copy of the model.
+    devices: all of them.
+
+  Returns:
+    An array `[data, model]` of devices.
+
+  Raises:
+    ValueError: if the number of devices is not a multiple of the partitions.
+  """
+  slices = len({getattr(device, 'slice_index', 0) for device in devices})
+  if model_partitions < 1 or len(devices) // slices % model_partitions:
+    raise ValueError(
+        f'num_partitions is {model_partitions}, but there are {len(devices)} '
+        f'devices{f" in {slices} slices" if slices > 1 else ""}; it must divide '
+        'their number.')
+  shape = (len(devices) // slices // model_partitions, model_partitions)
+  if slices == 1:
+    return mesh_utils.create_device_mesh(
+        shape, devices, allow_split_physical_axes=True)
+  return mesh_utils.create_hybrid_device_mesh(
+      shape, (slices, 1), devices, allow_split_physical_axes=True)
+
+
 def make_mesh(model_partitions: int, devices: Sequence[Any] | None = None):
   """A mesh `(data, model)` over all devices, on any kind of hardware.
 
@@ -99,14 +141,9 @@ def make_mesh(model_partitions: int, devices: Sequence[Any] | None = None):
     ValueError: if the number of devices is not a multiple of the partitions.
   """
   devices = jax.devices() if devices is None else devices
-  if model_partitions < 1 or len(devices) % model_partitions:
-    raise ValueError(
-        f'num_partitions is {model_partitions}, but there are {len(devices)} '
-        'devices; it must divide their number.')
-  shape = (len(devices) // model_partitions, model_partitions)
-  automatic = (jax.sharding.AxisType.Auto,) * 2
-  return jax.make_mesh(
-      shape, ('data', 'model'), devices=devices, axis_types=automatic)
+  return jax.sharding.Mesh(
+      arrange_devices(model_partitions, devices), ('data', 'model'),
+      axis_types=(jax.sharding.AxisType.Auto,) * 2)
 
 
 class PjitPartitioner:
@@ -116,6 +153,7 @@ class PjitPartitioner:
       self,
       num_partitions: int | None = None,
       model_parallel_submesh: Sequence[int] | None = None,
+      params_on_devices: bool = True,
       logical_axis_rules: LogicalAxisRules | None = None,
   ):
     """Builds the mesh.
@@ -124,6 +162,8 @@ class PjitPartitioner:
       num_partitions: devices that share one copy of the model.
       model_parallel_submesh: the same as a hardware mesh `(x, y, z, core)`; its
         product is used, the placement is JAX's own for the hardware.
+      params_on_devices: accepted for T5X's clients. Parameters are read one at
+        a time, straight onto their devices; no host holds them all.
       logical_axis_rules: defaults to `standard_logical_axis_rules()`.
 
     Raises:
@@ -139,6 +179,7 @@ class PjitPartitioner:
           f'model_parallel_submesh {tuple(model_parallel_submesh or ())} has '
           f'{submesh_size} devices; give one of them.')
     self.mesh = make_mesh(submesh_size or num_partitions or 1)
+    self.params_on_devices = params_on_devices
     self.logical_axis_rules = tuple(
         logical_axis_rules or standard_logical_axis_rules())
 
@@ -168,55 +209,135 @@ class PjitPartitioner:
     """The sharding of everything whose first axis is the batch."""
     return NamedSharding(self.mesh, PartitionSpec('data'))
 
-  def data_layout(self, batch_size: int) -> DataLayout:
-    """How a global batch is cut over processes.
+  def get_data_layout(
+      self, batch_size: int | None = None, host_index: int | None = None
+  ) -> DataLayout:
+    """How a global batch lies on the devices of processes.
 
-    Processes whose devices hold the same rows of the batch (a model that spans
-    processes) read the same slice.
+    Nothing here reads by it, see `global_batch`; a reader of one's own may.
 
     Args:
-      batch_size: rows of the global batch.
+      batch_size: rows of the global batch; None takes one per data shard.
+      host_index: a process; None is this one.
 
     Returns:
-      This process's slice.
+      The process's part.
 
     Raises:
       ValueError: if the batch cannot be cut evenly over the `data` axis.
     """
     data_size = self.mesh.shape['data']
+    batch_size = data_size if batch_size is None else batch_size
+    process = jax.process_index() if host_index is None else host_index
     if batch_size % data_size:
       raise ValueError(
           f'BATCH_SIZE {batch_size} cannot be cut over {data_size} devices of '
           'the data axis; use a multiple, or more model partitions.')
-    rows: Mapping[Any, Any] = self.batch_sharding.devices_indices_map(
-        (batch_size,))
-    slices: dict[int, set[int]] = {}
-    for device, index in rows.items():
-      start = index[0].start or 0
-      slices.setdefault(device.process_index, set()).add(start)
-    starts = [tuple(sorted(slices[p])) for p in sorted(slices)]
-    distinct = sorted(set(starts))
-    mine = starts[jax.process_index()]
+    parts: dict[int, set[int]] = {}
+    for part, devices in enumerate(self.mesh.devices):
+      for device in devices:
+        parts.setdefault(device.process_index, set()).add(part)
+    distinct = sorted({tuple(sorted(p)) for p in parts.values()})
+    if sum(len(p) for p in distinct) > data_size:
+      distinct, parts = [()], dict.fromkeys(parts, set())
+    mine = parts[process]
     return DataLayout(
         batch_size=batch_size,
-        shard_id=distinct.index(mine),
+        shard_id=distinct.index(tuple(sorted(mine))),
         num_shards=len(distinct),
-        is_first_host_in_replica_set=starts.index(mine) == jax.process_index(),
-    )
+        is_first_host_in_replica_set=process == min(
+            p for p in parts if parts[p] == mine))
 
-  def from_whole_batch(
-      self, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """As `global_batch`, from all rows, which every process has."""
+  def global_batch(self, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Places a batch, of which every process has all rows, along `data`.
+
+    A device gets its rows, whichever they are; so what a run sees does not
+    depend on how many processes it has, or on which devices are theirs.
+
+    Args:
+      batch: from name to an array with rows first, the same in all processes.
+
+    Returns:
+      From name to global array.
+    """
     return {
         name: jax.make_array_from_callback(
             rows.shape, self.batch_sharding, rows.__getitem__)
         for name, rows in batch.items()
     }
 
-  def global_batch(self, local: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Turns this process's rows into global arrays cut along `data`."""
-    sharding = self.batch_sharding
-    return {
-        name: jax.make_array_from_process_local_data(sharding, rows)
-        for name, rows in local.items()
-    }
+  def partition(
+      self,
+      fn: Callable[..., Any],
+      in_axis_resources: Any,
+      out_axis_resources: Any,
+      static_argnums: int | Sequence[int] = (),
+      donate_argnums: int | Sequence[int] = (),
+  ) -> 'PartitionedFunction':
+    """Compiles a function for the mesh when it is first called.
+
+    Args:
+      fn: its positional arguments are pytrees of arrays.
+      in_axis_resources: per argument that is not static, `PartitionSpec`s in
+        the argument's structure or a prefix of it; None leaves it to JAX.
+      out_axis_resources: the same for what it returns.
+      static_argnums: arguments that are compiled in.
+      donate_argnums: arguments whose memory may be reused.
+
+    Returns:
+      The function.
+    """
+    def placed(resources):
+      return jax.tree.map(
+          lambda spec: NamedSharding(self.mesh, spec), resources,
+          is_leaf=lambda x: isinstance(x, PartitionSpec))
+
+    return PartitionedFunction(self, jax.jit(
+        fn, in_shardings=placed(in_axis_resources),
+        out_shardings=placed(out_axis_resources),
+        static_argnums=static_argnums, donate_argnums=donate_argnums))
+
+  def compile(self, partitioned_fn: 'PartitionedFunction', *args: Any) -> Any:
+    """Compiles a function of `partition` for these arguments or their shapes.
+
+    Returns:
+      The program, to be called with arguments of the same shapes.
+    """
+    return partitioned_fn.lower(*args).compile()
+
+  def move_params_to_devices(self, params: Any, axes: Any) -> Any:
+    """Places a pytree of host arrays.
+
+    Args:
+      params: the arrays.
+      axes: `AxisNames` or `PartitionSpec`s in the same structure.
+
+    Returns:
+      The arrays on the mesh.
+    """
+    def place(names, array):
+      spec = isinstance(names, PartitionSpec)
+      return jax.device_put(array, NamedSharding(self.mesh, names) if spec
+                            else self.sharding(names))
+
+    return jax.tree.map(
+        place, axes, params,
+        is_leaf=lambda x: isinstance(x, AxisNames | PartitionSpec))
+
+
+@dataclasses.dataclass(frozen=True)
+class PartitionedFunction:
+  """A compiled function that is called within its partitioner's scope."""
+
+  partitioner: PjitPartitioner
+  function: Any
+
+  def __call__(self, *args: Any) -> Any:
+    """Calls it."""
+    with self.partitioner.scope():
+      return self.function(*args)
+
+  def lower(self, *args: Any) -> Any:
+    """See `jax.jit`'s `lower`."""
+    with self.partitioner.scope():
+      return self.function.lower(*args)

@@ -106,9 +106,9 @@ def train(
   # The state: the run's last save, else the initial checkpoint, else scratch.
   origin = initialization.find_origin(model_dir, restore, random_seed)
   total_steps = origin.last_step(total_steps, relative_steps)
-  layout = partitioner.data_layout(train_dataset_cfg.batch_size)
-  initialization.require_same_batches(
-      origin, layout.batch_size, layout.num_shards)
+  batch_size = partitioner.get_data_layout(
+      train_dataset_cfg.batch_size).batch_size
+  initialization.require_same_batches(origin, batch_size)
   init_key, dropout_key = origin.keys(extra.use_hardware_rng)
   trainer = trainer_cls(
       model=model, partitioner=partitioner, first_step=origin.first_step,
@@ -120,9 +120,9 @@ def train(
         model.optimizer_def)
     terminal.say(model_info.summary(infos, shapes, origin.step, total_steps))
     return origin.step, None
+  # Every process reads all rows, so that they do not depend on processes.
   dataset = datasets.get_dataset(
-      train_dataset_cfg, layout.shard_id, layout.num_shards, converter,
-      seed=origin.seed)
+      train_dataset_cfg, 0, 1, converter, seed=origin.seed)
   datasets.verify_matching_vocabs(
       train_dataset_cfg, model.input_vocabulary, model.output_vocabulary)
   for config in (train_eval_dataset_cfg, infer_eval_dataset_cfg):
@@ -151,9 +151,7 @@ def train(
           evaluator_cls=inference_evaluator_cls)
   ]
   if save is not None and (save.period or save.checkpoint_steps):
-    record = dataclasses.replace(
-        start.record, batch_size=layout.batch_size,
-        num_shards=layout.num_shards)
+    record = dataclasses.replace(start.record, batch_size=batch_size)
     hooks.append(_save_hook(save, record, origin.step, reporter, model_dir))
 
   batches = datasets.prefetch(
@@ -205,13 +203,11 @@ def _evaluations(
   model, partitioner = trainer.model, trainer.partitioner
   evaluations: list[Callable[[loop.Moment], None]] = []
   if train_eval is not None:
-    layout = partitioner.data_layout(train_eval.batch_size)
     converter = datasets.feature_converter(
         model.FEATURE_CONVERTER, train_eval.pack)
     evaluations.append(evaluation.TrainingEvaluation(
         trainer, datasets.get_training_eval_datasets(
-            train_eval, layout.shard_id, layout.num_shards, eval_steps,
-            converter, seed=seed), folder))
+            train_eval, 0, 1, eval_steps, converter, seed=seed), folder))
   if infer_eval is not None:
     evaluator = datasets.make_evaluator(
         infer_eval, evaluator_cls,

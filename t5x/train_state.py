@@ -82,8 +82,9 @@ def describe(
   """Shapes, axes and fate of every parameter, without allocating any.
 
   Args:
-    init_fn: from a key to the variables of the model, its parameters boxed
-      with their logical axes.
+    init_fn: from a key to the variables of the model. Its parameters are boxed
+      with their logical axes, or these are in a collection `params_axes`, as
+      `flax.linen.partitioning.param_with_axes` puts them.
     optimizer_def: decides what is trainable.
 
   Returns:
@@ -95,15 +96,21 @@ def describe(
   """
   variables = jax.eval_shape(init_fn, jax.random.key(0))
   boxed = flat(variables['params'])
+  beside = flat(variables.get('params_axes', {}))
   labels = optimizer_def.labels(boxed)
   infos = {}
   for path, box in boxed.items():
-    if not isinstance(box, nn.LogicallyPartitioned):
+    named = (box if isinstance(box, nn.LogicallyPartitioned)
+             else beside.get(f'{path}_axes'))
+    value = nn.meta.unbox(box)
+    if named is None or len(named.names) != value.ndim:
       raise ValueError(
-          f'The parameter {path} names no logical axes; declare it with '
-          'nn.with_logical_partitioning(init, axes).')
+          f'The parameter {path} of {value.ndim} axes names '
+          f'{"no logical axes" if named is None else tuple(named.names)}; '
+          'declare it with nn.with_logical_partitioning(init, axes) or '
+          'flax.linen.partitioning.param_with_axes, one name per axis.')
     infos[path] = ParameterInfo(
-        box.value.shape, box.value.dtype, tuple(box.names), path in labels)
+        value.shape, value.dtype, tuple(named.names), path in labels)
   return infos
 
 

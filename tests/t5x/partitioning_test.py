@@ -1,3 +1,5 @@
+import dataclasses
+
 from flax import linen as nn
 import jax
 import numpy as np
@@ -109,6 +111,101 @@ def test_a_mesh_of_some_devices(count, partitions):
   assert set(mesh.devices.flat) == set(devices)
 
 
+@dataclasses.dataclass(frozen=True)
+class Device:
+  """What JAX knows of a device that is not here."""
+
+  id: int
+  process_index: int
+  platform: str
+  device_kind: str
+  coords: tuple[int, int, int] = (0, 0, 0)
+  core_on_chip: int = 0
+  slice_index: int = 0
+
+
+def tpus(kind, bounds, cores=1, slices=1):
+  """The devices of one or more tori of TPUs, four chips per process."""
+  places = [(s, x, y, z, core) for s in range(slices)
+            for z in range(bounds[2]) for y in range(bounds[1])
+            for x in range(bounds[0]) for core in range(cores)]
+  return [Device(i, i // (4 * cores), 'tpu', kind, place[1:4], place[4],
+                 place[0]) for i, place in enumerate(places)]
+
+
+HARDWARE = {
+    'TPU v2-32': tpus('TPU v2', (4, 4, 1), cores=2),
+    'TPU v3-8': tpus('TPU v3', (2, 2, 1), cores=2),
+    'TPU v3-32': tpus('TPU v3', (4, 4, 1), cores=2),
+    'TPU v4-8': tpus('TPU v4', (2, 2, 1)),
+    'TPU v4-128': tpus('TPU v4', (4, 4, 4)),
+    'TPU v5e-8': tpus('TPU v5 lite', (2, 4, 1)),
+    'TPU v5e-16': tpus('TPU v5 lite', (4, 4, 1)),
+    'TPU v5e-64': tpus('TPU v5 lite', (8, 8, 1)),
+    'TPU v5p-32': tpus('TPU v5p', (2, 2, 4)),
+    'TPU v6e-16': tpus('TPU v6 lite', (4, 4, 1)),
+    'two slices of TPU v5e-16': tpus('TPU v5 lite', (4, 4, 1), slices=2),
+    'two hosts of four GPUs': [
+        Device(i, i // 4, 'gpu', 'NVIDIA H100') for i in range(8)],
+    'a generation to come': tpus('TPU v99', (4, 4, 2)),
+}
+
+
+@pytest.mark.parametrize('hardware,partitions', [
+    (name, n) for name in HARDWARE for n in ALL if n <= len(HARDWARE[name])])
+def test_devices_of_any_hardware_are_arranged(hardware, partitions):
+  devices = HARDWARE[hardware]
+  rows = partitioning.arrange_devices(partitions, devices)
+  assert rows.shape == (len(devices) // partitions, partitions)
+  assert sorted(d.id for d in rows.flat) == [d.id for d in devices]
+  for row in rows:  # What shares a copy of the model is near.
+    assert len({device.slice_index for device in row}) == 1
+    if devices[0].platform == 'gpu' and partitions <= 4:
+      assert len({device.process_index for device in row}) == 1
+    far = np.ptp([device.coords for device in row], axis=0).sum()
+    assert far < max(partitions, 2)
+
+
+def test_partitions_do_not_span_slices():
+  with pytest.raises(ValueError, match='32, but there are 32 .* in 2 slices'):
+    partitioning.arrange_devices(32, HARDWARE['two slices of TPU v5e-16'])
+
+
+def layouts(rows):
+  """What every process of a mesh of devices feeds."""
+  made = partitioner()
+  processes = np.array(rows)
+  made.mesh = _Mesh(np.vectorize(
+      lambda p: Device(0, p, 'cpu', 'cpu'), otypes=[object])(processes))
+  return [(x.shard_id, x.num_shards, x.is_first_host_in_replica_set)
+          for x in (made.get_data_layout(24, host_index=p)
+                    for p in range(processes.max() + 1))]
+
+
+@dataclasses.dataclass
+class _Mesh:
+  devices: np.ndarray
+
+  @property
+  def shape(self):
+    return {'data': len(self.devices)}
+
+
+# Rows are parts of the data axis; in them the processes of the devices.
+@pytest.mark.parametrize('rows,expected', [
+    ([[0], [0], [1], [1]], [(0, 2, True), (1, 2, True)]),
+    ([[0], [1], [0], [1]], [(0, 2, True), (1, 2, True)]),  # Not contiguous.
+    ([[1], [1], [0], [0]], [(1, 2, True), (0, 2, True)]),
+    ([[0, 1], [0, 1]], [(0, 1, True), (0, 1, False)]),  # A model in both.
+    ([[0, 1], [2, 3]], [(0, 2, True), (0, 2, False), (1, 2, True),
+                        (1, 2, False)]),
+    # Process 1 has rows of two others: all feed everything.
+    ([[0, 0, 1], [1, 2, 2]], [(0, 1, True), (0, 1, False), (0, 1, False)]),
+])
+def test_parts_of_processes(rows, expected):
+  assert layouts(rows) == expected
+
+
 def assert_pieces(array, whole, cuts):
   """Every device holds its piece and no more."""
   piece = tuple(n // cut for n, cut in zip(whole.shape, cuts, strict=True))
@@ -156,11 +253,53 @@ def test_in_scope_modules_cut_activations_by_name():
   assert outside.sharding.num_devices == 1
 
 
+def test_a_function_is_partitioned_as_asked():
+  made = partitioning.PjitPartitioner(2, params_on_devices=False)
+  rows = np.arange(16, dtype=np.float32).reshape(8, 2)
+  kernel = np.arange(8, dtype=np.float32).reshape(2, 4)
+  spec = partitioning.PartitionSpec
+
+  def product(params, x, power):
+    hidden = nn.with_logical_constraint(
+        x @ params['kernel'], ('batch', 'mlp'))
+    return {'out': hidden**power}
+
+  program = made.partition(
+      product, in_axis_resources=({'kernel': spec(None, 'model')}, None),
+      out_axis_resources=spec('data', 'model'), static_argnums=2)
+  expected = np.square(rows @ kernel)
+  assert_pieces(program({'kernel': kernel}, rows, 2)['out'], expected, (4, 2))
+  compiled = made.compile(program, {'kernel': kernel}, rows, 2)
+  assert_pieces(compiled({'kernel': kernel}, rows)['out'], expected, (4, 2))
+
+
+def test_donated_arguments_are_gone():
+  made = partitioner(2)
+  spec = partitioning.PartitionSpec('data')
+  x = jax.device_put(np.ones((8, 2), np.float32), made.batch_sharding)
+  made.partition(lambda x: x + 1.0, (spec,), spec, donate_argnums=0)(x)
+  assert x.is_deleted()
+
+
+def test_parameters_move_to_devices_by_their_axes():
+  made = partitioner(2)
+  whole = {'a': np.arange(32, dtype=np.float32).reshape(4, 8),
+           'b': {'c': np.arange(8, dtype=np.float32)}}
+  moved = made.move_params_to_devices(whole, {
+      'a': partitioning.AxisNames('embed', 'mlp'),
+      'b': {'c': partitioning.PartitionSpec('data')}})
+  assert_pieces(moved['a'], whole['a'], (1, 2))
+  assert_pieces(moved['b']['c'], whole['b']['c'], (4,))
+  assert partitioning.AxisNames('embed', None) == ('embed', None)
+
+
 @PARTITIONS
 def test_one_process_feeds_the_whole_batch(partitions):
-  assert partitioner(partitions).data_layout(16) == partitioning.DataLayout(
+  made = partitioner(partitions)
+  assert made.get_data_layout(16) == partitioning.DataLayout(
       batch_size=16, shard_id=0, num_shards=1,
       is_first_host_in_replica_set=True)
+  assert made.get_data_layout().batch_size == 8 // partitions
 
 
 @pytest.mark.parametrize('partitions,batch_size,data_size', [
@@ -169,4 +308,4 @@ def test_a_batch_that_cannot_be_cut_evenly_is_refused(
     partitions, batch_size, data_size):
   with pytest.raises(
       ValueError, match=f'{batch_size} cannot be cut over {data_size} devices'):
-    partitioner(partitions).data_layout(batch_size)
+    partitioner(partitions).get_data_layout(batch_size)
