@@ -117,8 +117,8 @@ def arrange_devices(
   if model_partitions < 1 or len(devices) // slices % model_partitions:
     raise ValueError(
         f'num_partitions is {model_partitions}, but there are {len(devices)} '
-        f'devices{f" in {slices} slices" if slices > 1 else ""}; it must divide '
-        'their number.')
+        f'devices{f" in {slices} slices" if slices > 1 else ""}; it must '
+        'divide their number.')
   shape = (len(devices) // slices // model_partitions, model_partitions)
   if slices == 1:
     return mesh_utils.create_device_mesh(

@@ -13,6 +13,7 @@ import gin
 import jax
 from t5x import datasets
 from t5x import gin_utils
+from t5x import processes
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -30,7 +31,7 @@ def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_bool('dry_run', False, 'Explain the run; write nothing.',
                     flag_values=values)
   flags.DEFINE_bool('multiprocess_gpu', False,
-                    'Join the processes of a GPU or CPU cluster.',
+                    'There are other processes to join.',
                     flag_values=values)
   text('coordinator_address', None, 'host:port of process 0.',
        flag_values=values)
@@ -38,18 +39,6 @@ def define_flags(values: flags.FlagValues) -> None:
                         ('process_index', 'Which one this is.'),
                         ('initialization_timeout', 'Seconds to wait.')):
     flags.DEFINE_integer(name, None, meaning, flag_values=values)
-
-
-def _join_processes(values: flags.FlagValues) -> None:
-  """Initialises `jax.distributed` when the flags ask for it."""
-  if not (values.multiprocess_gpu or values.coordinator_address):
-    return
-  options = {}
-  if values.initialization_timeout is not None:
-    options['initialization_timeout'] = values.initialization_timeout
-  jax.distributed.initialize(
-      values.coordinator_address, values.process_count, values.process_index,
-      **options)
 
 
 def execute(fn: Callable[..., Any], values: flags.FlagValues) -> Any:
@@ -62,16 +51,19 @@ def execute(fn: Callable[..., Any], values: flags.FlagValues) -> Any:
   Returns:
     What the function returns.
   """
-  _join_processes(values)
+  processes.join(
+      values.coordinator_address, values.process_count, values.process_index,
+      asked=values.multiprocess_gpu, timeout=values.initialization_timeout)
   datasets.set_data_dirs(
       values.tfds_data_dir, values.seqio_additional_cache_dirs)
   bindings = list(values.gin_bindings)
   if values.dry_run:
     bindings.append(f'{fn.__name__}.dry_run = True')
-  with gin_utils.main_function(fn) as configured:
-    gin_utils.parse_gin_flags(
-        values.gin_search_paths, values.gin_file, bindings)
-  return configured()
+  with processes.failing_together(_described):
+    with gin_utils.main_function(fn) as configured:
+      gin_utils.parse_gin_flags(
+          values.gin_search_paths, values.gin_file, bindings)
+    return configured()
 
 
 def run_command(fn: Callable[..., Any], arguments: Sequence[str]) -> Any:
@@ -94,12 +86,23 @@ def run_command(fn: Callable[..., Any], arguments: Sequence[str]) -> Any:
     gin.clear_config()
 
 
-def _explained(error: Exception) -> bool:
+def _explained(error: BaseException) -> bool:
   """Whether an error was raised by this project, with a message for users."""
+  if not isinstance(error, ValueError | FloatingPointError):
+    return False
   frames = traceback.extract_tb(error.__traceback__)
   package = os.path.dirname(os.path.abspath(__file__))
   roots = (package, os.path.join(os.path.dirname(package), 'prompt_tuning'))
   return frames[-1].filename.startswith(tuple(r + os.sep for r in roots))
+
+
+def _described(error: BaseException) -> tuple[int, str]:
+  """The exit code of an error and what is said of it, one line if it can be."""
+  if not _explained(error):
+    return 1, ''.join(traceback.format_exception(error))
+  # gin adds where the function was called from.
+  message = str(error).split('\n  In call to configurable')[0]
+  return 2, f'error: {message}'
 
 
 def main(fn: Callable[..., Any]) -> None:
@@ -117,9 +120,8 @@ def main(fn: Callable[..., Any]) -> None:
     except (ValueError, FloatingPointError) as error:
       if not _explained(error):
         raise
-      # gin adds where the function was called from.
-      message = str(error).split('\n  In call to configurable')[0]
-      sys.stderr.write(f'\nerror: {message}\n')
-      sys.exit(2)
+      code, text = _described(error)
+      sys.stderr.write(f'\n{text}\n')
+      sys.exit(code)
 
   gin_utils.run(run)

@@ -21,7 +21,7 @@ ENGINE = {
     'behaviour': [
         'models', 'checkpoint_importer', 'checkpoints', 'model_info'],
     'one step': ['trainer', 'initialization'],
-    'edges': ['datasets', 'gin_utils', 'metric_writers'],
+    'edges': ['datasets', 'gin_utils', 'metric_writers', 'processes'],
     'loop': ['loop', 'evaluation', 'program'],
     'scripts': ['train', 'eval', 'infer', 'utils'],
 }
@@ -36,7 +36,8 @@ SCIENCE = {
         'demo.make_vocabulary', 'demo.make_checkpoint', 'demo.__main__'],
 }
 CORE = ('maths', 'model', 'behaviour', 'one step')
-EDGES = ('t5x.datasets', 't5x.gin_utils', 't5x.metric_writers')
+EDGES = ('t5x.datasets', 't5x.gin_utils', 't5x.metric_writers',
+         't5x.processes')
 HEAVY = ('tensorflow', 'seqio', 'gin', 'tensorflow_datasets', 'torch',
          'transformers')
 # Where TensorFlow and SeqIO may be named.
