@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -29,6 +30,17 @@ _FINISHED = 't5x/finished'
 _LOOK_SECONDS = 1.0
 _PARTING_SECONDS = 10.0
 _A_WEEK_MS = 7 * 24 * 3_600_000
+
+
+class Stopped(SystemExit):
+  """The end of a run that was told to stop, in all processes alike.
+
+  Its exit code is a shell's for SIGTERM, so that whoever restarts what has not
+  finished restarts it.
+  """
+
+  def __init__(self) -> None:
+    super().__init__(128 + signal.SIGTERM)
 
 
 def _cluster() -> Any:
@@ -136,8 +148,12 @@ def failing_together(
   watcher = threading.Thread(
       target=_watch, args=(client, finished), name='failures', daemon=True)
   watcher.start()
+  stopped = None
   try:
-    yield
+    try:
+      yield
+    except Stopped as error:
+      stopped = error
     # However long the first process takes to write what it alone writes; JAX
     # itself waits five minutes.
     client.wait_at_barrier(_FINISHED, _A_WEEK_MS)
@@ -146,6 +162,8 @@ def failing_together(
     _fail(client, *describe(error))
   finished.set()
   watcher.join()
+  if stopped is not None:
+    raise stopped
 
 
 def _watch(client: Any, finished: threading.Event) -> None:

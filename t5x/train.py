@@ -19,6 +19,7 @@ from t5x import metric_writers
 from t5x import model_info
 from t5x import models
 from t5x import partitioning
+from t5x import processes
 from t5x import program
 from t5x import train_state as train_state_lib
 from t5x import trainer as trainer_lib
@@ -96,6 +97,7 @@ def train(
     ValueError: for a configuration that cannot be trained; nothing has been
       written then.
     FloatingPointError: when the loss stops being finite.
+    SystemExit: when SIGTERM has stopped it, after saving; the code is 143.
   """
   extra = TrainOptions(**options)
   restore, save = checkpoint_cfg.restore, checkpoint_cfg.save
@@ -158,9 +160,12 @@ def train(
       datasets.numpy_batches(dataset, skip=start.record.batches),
       partitioner.global_batch)
   with loop.Stop().listening() as stop, contextlib.closing(folder):
-    return loop.run(
+    step, state = loop.run(
         start.state, trainer, batches, total_steps=total_steps, hooks=hooks,
         reporter=reporter, stop=stop)
+  if step < total_steps:
+    raise processes.Stopped
+  return step, state
 
 
 def _shorter(

@@ -65,10 +65,10 @@ class Cluster:
                 **(only or {}).get(index, {})})
         for index in range(count)]
 
-  def finish(self):
+  def finish(self, code=0):
     """Waits for all; returns what they printed."""
     outputs = [p.communicate(timeout=300)[0] for p in self.processes]
-    assert not any(p.returncode for p in self.processes), outputs
+    assert {p.returncode for p in self.processes} == {code}, outputs
     return outputs
 
   def fail(self, seconds=20):
@@ -142,7 +142,7 @@ def test_stopped_and_killed_in_every_way_it_equals_unbroken(alone, tmp_path):
     cluster.wait_for_rows(tmp_path, steps)
     for index in told:
       cluster.processes[index].send_signal(signal.SIGTERM)
-    cluster.finish()
+    cluster.finish(code=143)
     stopped = checkpoints.latest_step(str(tmp_path))
     assert FIRST + steps <= stopped < FIRST + STEPS
   # As hardware does it. The other process ends on its own, soon.
