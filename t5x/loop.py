@@ -101,6 +101,11 @@ class Stop:
     finally:
       signal.signal(signal.SIGTERM, before)
 
+  @property
+  def noted(self) -> bool:
+    """Whether a process alone has been asked to stop; it may do so anywhere."""
+    return self._requested
+
   def requested(self, step: int) -> bool:
     """Whether to stop at this step; several processes agree on the step."""
     if jax.process_count() > 1:
@@ -269,14 +274,26 @@ def run(
   while True:
     moment = Moment(step, state, entry=entry, finished=step >= total_steps,
                     stopping=stop.requested(step))
-    if due := [hook for hook in hooks if hook.due(moment)]:
-      reporter.drain()
-      with reporter.paused():
-        for hook in due:
-          hook.run(moment)
+    due = [hook for hook in hooks if hook.due(moment)]
+    _run_hooks(due, moment, reporter)
+    if stop.noted and not moment.stopping:
+      # In the meantime: not a step more, the first of which may take minutes.
+      moment = dataclasses.replace(moment, stopping=True)
+      _run_hooks([hook for hook in hooks if hook.on_stop and hook not in due],
+                 moment, reporter)
     if moment.finished or moment.stopping:
       reporter.drain()
       return step, state
     state, metrics = trainer.train(state, next(batches))
     step, entry = step + 1, False
     reporter.push(step, metrics, state)
+
+
+def _run_hooks(
+    hooks: Sequence[Hook], moment: Moment, reporter: Reporter) -> None:
+  """Runs hooks, with all steps reported and the clock of steps stopped."""
+  if hooks:
+    reporter.drain()
+    with reporter.paused():
+      for hook in hooks:
+        hook.run(moment)

@@ -22,6 +22,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PROMPT = 'encoder.prompt.prompt.prompt'
 FIRST = int(files.checkpoint().rsplit('_', 1)[1])
 TASK = 'demo_film_sentiment'
+EVALUATED = f'inference_eval/{TASK}-metrics.jsonl'
 
 # Dropout stays at 0.1, so that random keys are part of what is resumed.
 RUN = [
@@ -91,8 +92,7 @@ def assert_same_run(first, second):
   for name, value in expected.items():
     np.testing.assert_array_equal(value, found[name], err_msg=name)
   assert rows(first) == rows(second)
-  evaluation = f'inference_eval/{TASK}-metrics.jsonl'
-  assert rows(first, evaluation) == rows(second, evaluation)
+  assert rows(first, EVALUATED) == rows(second, EVALUATED)
   for step in (0, 3, 6, 9):
     np.testing.assert_array_equal(
         prompt(first, FIRST + step), prompt(second, FIRST + step))
@@ -101,7 +101,7 @@ def assert_same_run(first, second):
 @pytest.mark.slow
 def test_a_run_writes_what_t5x_writes(unbroken):
   for name in ('config.gin', 'model-info.txt', 'train/metrics.jsonl',
-               f'inference_eval/{TASK}-metrics.jsonl'):
+               EVALUATED):
     assert (unbroken / name).stat().st_size > 0, name
   assert list((unbroken / 'train').glob('events.out.tfevents*'))
   assert 'MODEL_DIR' in (unbroken / 'config.gin').read_text()
@@ -113,7 +113,7 @@ def test_a_run_writes_what_t5x_writes(unbroken):
       path.name for path in (unbroken / 'numpy_checkpoints').iterdir())
   assert numpy_steps == [f'checkpoint_{FIRST + s}' for s in (0, 3, 6, 9)]
   assert [row['step'] - FIRST for row in rows(unbroken)] == list(range(1, 10))
-  evaluated = rows(unbroken, f'inference_eval/{TASK}-metrics.jsonl')
+  evaluated = rows(unbroken, EVALUATED)
   assert [row['step'] - FIRST for row in evaluated] == [0, 6, 9]
 
 
@@ -124,39 +124,83 @@ def test_prompt_saves_are_kilobytes(unbroken):
   assert size < 60_000  # The model has 1.4 million parameters.
 
 
-@pytest.mark.slow
-def test_killed_and_resumed_equals_unbroken(unbroken, tmp_path):
-  process = start(tmp_path)
-  metrics = tmp_path / 'train' / 'metrics.jsonl'
+def _last_row(folder, name):
+  """The step of a metrics file's last whole row, counted from the first."""
+  lines = [line for line in (folder / name).read_text().splitlines()
+           if line.endswith('}')] if (folder / name).exists() else []
+  return json.loads(lines[-1])['step'] - FIRST if lines else None
+
+
+# When a run is interrupted, in the order of a run.
+MOMENTS = {
+    'loading': lambda run: (run / 'model-info.txt').exists(),
+    'evaluating first': lambda run: (run / 'inference_eval').exists(),
+    'saving first': lambda run: _last_row(run, EVALUATED) == 0,
+    'compiling': lambda run: (run / f'checkpoint_{FIRST}').exists(),
+    'stepping': lambda run: _last_row(run, 'train/metrics.jsonl') == 2,
+    'saving': lambda run: (run / f'checkpoint_{FIRST + 3}.tmp-0').exists(),
+    'evaluating': lambda run: _last_row(run, 'train/metrics.jsonl') == 6,
+    'between evaluation and save': lambda run: _last_row(run, EVALUATED) == 6,
+    'ending': lambda run: (run / f'checkpoint_{FIRST + 9}.tmp-0').exists(),
+}
+
+
+def interrupt(folder, moment, *signals):
+  """Starts a run and sends it signals as soon as it has got that far.
+
+  Returns:
+    Its exit code, what it printed, and the seconds from signal to end; None
+    for a run that was over before.
+  """
+  process = start(folder)
   deadline = time.monotonic() + 200
-  while not metrics.exists() or len(metrics.read_text().splitlines()) < 5:
-    assert process.poll() is None, process.stdout.read()
-    assert time.monotonic() < deadline
-    time.sleep(0.002)
-  process.kill()
-  process.communicate()
-  resumed = start(tmp_path)
-  output, _ = resumed.communicate(timeout=300)
-  assert resumed.returncode == 0, output
+  try:
+    while not MOMENTS[moment](folder) and process.poll() is None:
+      assert time.monotonic() < deadline
+      time.sleep(0.001)
+    began = time.monotonic()
+    for number in signals:
+      process.send_signal(number)
+      time.sleep(0.01)
+    output, _ = process.communicate(timeout=200)
+    return process.returncode, output, time.monotonic() - began
+  finally:
+    process.kill()
+
+
+def finish(folder):
+  """Starts a run and lets it end."""
+  process = start(folder)
+  output, _ = process.communicate(timeout=300)
+  assert process.returncode == 0, output
+
+
+# Each row is one run that is killed at one moment after the other.
+@pytest.mark.slow
+@pytest.mark.parametrize('moments', [
+    ('evaluating first', 'compiling', 'saving', 'between evaluation and save'),
+    ('saving first', 'evaluating', 'evaluating', 'ending')],
+    ids=lambda moments: moments[0])
+def test_killed_at_any_moment_and_resumed_equals_unbroken(
+    unbroken, tmp_path, moments):
+  for moment in moments:
+    code, output, _ = interrupt(tmp_path, moment, signal.SIGKILL)
+    assert code == -signal.SIGKILL, output
+  finish(tmp_path)
   assert_same_run(unbroken, tmp_path)
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_resumes(unbroken, tmp_path):
-  process = start(tmp_path)
-  metrics = tmp_path / 'train' / 'metrics.jsonl'
-  deadline = time.monotonic() + 200
-  while not metrics.exists() or len(metrics.read_text().splitlines()) < 4:
-    assert process.poll() is None, process.stdout.read()
-    assert time.monotonic() < deadline
-    time.sleep(0.002)
-  process.send_signal(signal.SIGTERM)
-  output, _ = process.communicate(timeout=100)
-  assert process.returncode == 143, output
-  assert 'Traceback' not in output
-  assert checkpoints.latest_step(str(tmp_path)) is not None
-  run(tmp_path)
-  # The stopped run saved once more, at a step of its own.
+def test_sigterm_saves_where_it_is_and_resumes(unbroken, tmp_path):
+  for moment in ('evaluating first', 'stepping', 'evaluating'):
+    before = checkpoints.latest_step(str(tmp_path)) or 0
+    # Told twice, it still saves.
+    code, output, _ = interrupt(
+        tmp_path, moment, signal.SIGTERM, signal.SIGTERM)
+    assert code == 143 and 'Traceback' not in output, output
+    assert before < checkpoints.latest_step(str(tmp_path)) < FIRST + 9
+  finish(tmp_path)
+  # The stopped run has saved more often, at steps of its own.
   assert_same_run(unbroken, tmp_path)
 
 
@@ -196,7 +240,7 @@ def test_a_prompt_learns(tmp_path):
   run(tmp_path, '--gin.TRAIN_STEPS_RELATIVE=150', '--gin.EVAL_PERIOD=150',
       '--gin.EVALUATOR_NUM_EXAMPLES=200', '--gin.train.stats_period=50',
       '--gin.utils.SaveCheckpointConfig.period=150')
-  first, last = rows(tmp_path, f'inference_eval/{TASK}-metrics.jsonl')
+  first, last = rows(tmp_path, EVALUATED)
   assert first['accuracy'] < 60
   assert last['accuracy'] > 75
   moved = [row['change_norm'] for row in rows(tmp_path)]
@@ -210,7 +254,7 @@ def test_a_run_without_saves_begins_again_and_doubles_no_row(tmp_path):
         '--gin.utils.SaveCheckpointConfig.period=None')
   assert checkpoints.all_steps(str(tmp_path)) == []
   assert [row['step'] - FIRST for row in rows(tmp_path)] == [1, 2]
-  evaluated = rows(tmp_path, f'inference_eval/{TASK}-metrics.jsonl')
+  evaluated = rows(tmp_path, EVALUATED)
   assert [row['step'] - FIRST for row in evaluated] == [0, 2]
 
 

@@ -154,7 +154,7 @@ def test_a_window_survives_interruption():
   assert second.rows == whole.rows
 
 
-def test_sigterm_saves_at_the_next_step_and_ends():
+def test_sigterm_saves_there_and_ends():
   log, saved = [], []
   hooks = [
       loop.Hook(lambda m: log.append('evaluate'), 100, 0),
@@ -164,9 +164,40 @@ def test_sigterm_saves_at_the_next_step_and_ends():
   before = signal.getsignal(signal.SIGTERM)
   with loop.Stop().listening() as stop:
     step, _ = _run(log, total=50, hooks=hooks, stop=stop)
-  assert (step, saved) == (3, [3])
-  assert 'evaluate' not in log
+  assert (step, saved) == (2, [2])
+  assert log == ['take 0', 'step 0', 'take 1', 'step 1']
   assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_sigterm_in_an_evaluation_saves_once_after_it():
+  log = []
+  hooks = [
+      loop.Hook(lambda m: (log.append('evaluate'),
+                           os.kill(os.getpid(), signal.SIGTERM)), 2, 0),
+      loop.Hook(lambda m: log.append(f'save {m.step}'), 2, 0, on_stop=True)]
+  with loop.Stop().listening() as stop:
+    step, _ = _run(log, total=50, hooks=hooks, stop=stop)
+  assert step == 2
+  assert log == ['take 0', 'step 0', 'take 1', 'step 1', 'evaluate', 'save 2']
+
+
+def test_sigterm_between_steps_saves_at_the_next_one():
+  log = []
+  hooks = [loop.Hook(lambda m: log.append(f'save {m.step}'), 100, 0,
+                     on_stop=True)]
+
+  def batches():
+    yield 0
+    os.kill(os.getpid(), signal.SIGTERM)
+    yield 1
+    yield 2
+
+  with loop.Stop().listening() as stop:
+    step, _ = loop.run(
+        _state(), Steps(log), batches(), total_steps=50, hooks=hooks,
+        reporter=_reporter(Rows()), stop=stop)
+  assert step == 2
+  assert log == ['step 0', 'step 1', 'save 2']
 
 
 def test_movement_is_the_norm_of_the_change():
