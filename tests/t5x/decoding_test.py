@@ -1,6 +1,8 @@
 import functools
+import inspect
 import math
 
+from flax import core
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import scipy.special
 import scipy.stats
 from t5x import decoding
+from t5x import keyword_options
 
 EOS = 1
 ROWS, LENGTH, VOCAB = 20, 7, 8
@@ -43,8 +46,9 @@ def compiled(strategy, options):
 
 def decode(strategy, table, inputs, **options):
   """Decodes of a table, compiled once for all keys and length penalties."""
-  traced = {name: options.pop(name) for name in ('alpha', 'decode_rng')
-            if name in options}
+  traced = {name: options.pop(name) for name in list(options)
+            if name in ('alpha', 'decode_rng')
+            or isinstance(options[name], np.ndarray)}
   fn = compiled(strategy, frozenset(options.items()))
   tokens, scores = fn(np.float32(table), np.int32(inputs), traced)
   return np.asarray(tokens), np.asarray(scores)
@@ -174,13 +178,20 @@ def test_few_beams_keep_what_the_definition_keeps(n, alpha):
 ASKED = []
 
 
-def counting_beam_search(inputs, cache, tokens_to_logits, *args, **options):
-  """Beam search that notes each question to the model."""
-  def counted(state):
-    jax.debug.callback(lambda i: ASKED.append(int(i)), state.cur_index)
-    return tokens_to_logits(state)
+def counting(strategy):
+  """The strategy, noting the positions of each question to the model."""
+  def run(inputs, cache, tokens_to_logits, *args, **options):
+    def counted(state):
+      jax.debug.callback(lambda i: ASKED.append(i.tolist()), state.cur_index)
+      return tokens_to_logits(state)
 
-  return decoding.beam_search(inputs, cache, counted, *args, **options)
+    return strategy(inputs, cache, counted, *args, **options)
+
+  return run
+
+
+counting_sample = counting(decoding.temperature_sample)
+counting_beam_search = counting(decoding.beam_search)
 
 
 # A likely end makes the search stop; `beams_by_hand` always goes on.
@@ -433,3 +444,261 @@ def test_the_cache_follows_its_decode(strategy):
     tokens, scores = run(*from_cache(inputs, axis), cache_offset=axis)
     np.testing.assert_array_equal(tokens, expected_tokens)
     np.testing.assert_allclose(scores, expected_scores, rtol=1e-5)
+
+
+# Prompts of different lengths, by position of the first token to feed.
+PROMPTS = np.array([
+    [0, 3, 2, 4, 0, 0, 0], [4, 0, 0, 0, 0, 0, 0], [2, 5, 0, 0, 0, 0, 0],
+    [0, 2, 3, 4, 5, 2, 3]])
+PREFILLED = np.array([3, 0, 1, 6])
+
+
+# What is in the cache already is as good as what is forced step by step.
+@pytest.mark.parametrize('start', [PREFILLED, np.array([1, 0, 0, 4])],
+                         ids=['whole prompts', 'parts of prompts'])
+@pytest.mark.parametrize('strategy', [
+    functools.partial(decode, counting_sample, rescale_log_probs=False),
+    functools.partial(decode, counting_beam_search, num_decodes=1, alpha=0.6),
+    functools.partial(decode, counting_beam_search, num_decodes=3, alpha=0.6),
+], ids=['greedy', 'one beam', 'beams'])
+def test_prefilled_prompts_equal_forced_ones(strategy, start):
+  table = random_table(4, 7, 6, seed=14)
+  expected, expected_scores = strategy(table, PROMPTS)
+  ASKED.clear()
+  tokens, scores = strategy(table, PROMPTS, initial_index=start)
+  jax.effects_barrier()
+  np.testing.assert_array_equal(tokens, expected)
+  np.testing.assert_allclose(scores, expected_scores, rtol=1e-5)
+  assert len(ASKED) <= 7 - start.min()
+  np.testing.assert_array_equal(
+      sorted(ASKED)[0], np.repeat(start, scores.shape[1]))
+
+
+def test_samples_continue_prefilled_prompts():
+  table = random_table(4, 7, 6, seed=15)
+  tokens, scores = some_samples(table, PROMPTS, initial_index=PREFILLED)
+  for row, start in enumerate(PREFILLED):
+    np.testing.assert_array_equal(
+        tokens[row, :, :start],
+        np.tile(PROMPTS[row, 1:start + 1], (len(tokens[row]), 1)))
+  after = np.cumsum(tokens == EOS, axis=-1) - (tokens == EOS) > 0
+  np.testing.assert_array_equal(tokens[after], 0)
+  assert sum(len(np.unique(row, axis=0)) for row in tokens) > 10
+  for copy in range(20):  # The last row has one place left.
+    kept = filtered(table[3, 6, 3], 0.7, 4, 0.0)
+    np.testing.assert_allclose(
+        scores[3, copy], np.log(kept[tokens[3, copy, 6]]), rtol=1e-4)
+
+
+@pytest.mark.parametrize('alpha', [0.0, 0.6, 1.5])
+def test_enough_beams_find_all_continuations_of_prefilled_prompts(alpha):
+  rows, length, vocab = 12, 5, 3
+  rng = np.random.default_rng(16)
+  table = random_table(rows, length, vocab, seed=16)
+  start = rng.integers(0, length - 1, rows)
+  inputs = np.where(
+      np.arange(length) <= start[:, None],
+      rng.choice([EOS, 2], (rows, length)), 0)
+  inputs[:, 0] = rng.integers(0, vocab, rows)
+  tokens, scores = beams(
+      table, inputs, num_decodes=24, alpha=alpha, initial_index=start)
+  for row in range(rows):
+    expected = finished(table[row], inputs[row], alpha)
+    assert_hypotheses(tokens[row], scores[row], expected)
+    assert np.sum(scores[row] > REAL) == min(24, len(expected))
+
+
+def cut(table, inputs, steps):
+  """The table with no scores after the prompt and some steps."""
+  ends = np.minimum(np.argmax(np.cumsum(inputs[:, 1:] > 0, 1), 1) + 1
+                    - (inputs[:, 1:] == 0).all(1) + steps, inputs.shape[1])
+  return [(table[i, :end], inputs[i, :end]) for i, end in enumerate(ends)]
+
+
+@pytest.mark.parametrize('prefilled', [False, True])
+@pytest.mark.parametrize('options,steps', [
+    ({'max_decode_steps': 2}, 2),
+    ({'max_decode_steps': 9, 'max_decode_steps_hard_limit': 3}, 3),
+    ({'max_decode_steps': np.array([3, 0, 2, 1])}, np.array([3, 0, 2, 1])),
+    ({'max_decode_steps': np.array([3, 0, 2, 1]),
+      'max_decode_steps_hard_limit': 1}, np.array([1, 0, 1, 1]))])
+def test_steps_count_from_the_end_of_the_prompt(options, steps, prefilled):
+  table = random_table(4, 7, 6, seed=17)
+  table[..., EOS] = -1e9
+  table = scipy.special.log_softmax(table, axis=-1)
+  if prefilled:
+    options = options | {'initial_index': PREFILLED}
+  tokens, scores = greedy(
+      table, PROMPTS, num_decodes=2, rescale_log_probs=False, **options)
+  for row, (part, inputs) in enumerate(cut(table, PROMPTS, steps)):
+    end = len(inputs)
+    expected, score = (greedy_by_hand(part[None], inputs[None]) if end
+                       else (np.zeros((1, 0)), [0.0]))
+    for copy in (0, 1):
+      np.testing.assert_array_equal(tokens[row, copy, :end], expected[0])
+      np.testing.assert_array_equal(tokens[row, copy, end:], 0)
+      np.testing.assert_allclose(scores[row, copy], score[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize('prefilled', [{}, {'initial_index': PREFILLED}])
+def test_beam_steps_count_from_the_end_of_the_prompt(prefilled):
+  table = random_table(4, 7, 4, seed=18)
+  prompts = np.minimum(PROMPTS, 3)
+  tokens, scores = beams(
+      table, prompts, num_decodes=9, alpha=0.6, max_decode_step=2, **prefilled)
+  for row, (part, inputs) in enumerate(cut(table, prompts, 2)):
+    expected = finished(part, inputs, 0.6)
+    padding = (0,) * (7 - len(inputs))
+    assert_hypotheses(tokens[row], scores[row], [
+        (score, (*found, *padding)) for score, found in expected])
+    assert np.sum(scores[row] > REAL) == len(expected)
+
+
+@pytest.mark.parametrize('length', [2, 5])
+def test_decodes_have_the_length_that_is_asked_for(length):
+  table = random_table(10, 5, 3, seed=19)
+  inputs = starts(10, 3, 3)
+  tokens, scores = beams(
+      table, inputs, num_decodes=16, alpha=1.0, max_decode_len=length)
+  assert tokens.shape == (10, 16, length)
+  for row in range(10):
+    given = np.pad(inputs[row], (0, 2))[:length]
+    assert_hypotheses(
+        tokens[row], scores[row], finished(table[row], given, 1.0)[-16:])
+
+
+def test_improbable_hypotheses_are_given_up():
+  table, inputs = random_table(20, 4, 3, seed=20), starts(20, 4, 3)
+  tokens, scores = beams(
+      table, inputs, num_decodes=15, alpha=0.0, min_log_prob=-3.0)
+  for row in range(20):
+    expected = [x for x in finished(table[row], inputs[row], 0.0)
+                if x[0] >= -3.0]
+    assert_hypotheses(tokens[row], scores[row], expected)
+    assert np.sum(scores[row] > REAL) == len(expected) > 0
+
+
+# Row i ends at step i; the model is asked no more often than the longest needs.
+@pytest.mark.parametrize('strategy', [counting_sample, counting_beam_search])
+def test_decoding_stops_with_the_last_row(strategy):
+  rows, length, vocab = 4, 20, 5
+  logits = random_table(rows, length, vocab, seed=21)
+  logits[..., EOS] = -1e9
+  for row in range(rows):
+    logits[row, row, :, EOS] = 60.0
+  ASKED.clear()
+  tokens, _ = decode(
+      strategy, scipy.special.log_softmax(logits, axis=-1),
+      starts(rows, length, vocab), num_decodes=1)
+  jax.effects_barrier()
+  assert sorted(ASKED) == list(range(rows))
+  np.testing.assert_array_equal(
+      np.argmax(tokens[:, 0] == EOS, axis=-1), range(rows))
+
+
+def test_every_input_has_its_temperature():
+  draws, vocab = 4000, 8
+  table = np.tile(random_table(1, 1, vocab, seed=22), (4, 1, 1, 1))
+  heat = np.array([0.5, 0.0, 2.0, 1.0], np.float32)
+  tokens, scores = sample(
+      table, np.zeros((4, 1)), num_decodes=draws, temperature=heat)
+  for row in (0, 2, 3):
+    exact = filtered(table[0, 0, 0], heat[row], 0, 0.0)
+    counts = np.bincount(tokens[row, :, 0], minlength=vocab)
+    assert scipy.stats.chisquare(counts, draws * exact).pvalue > 1e-3
+    np.testing.assert_allclose(
+        scores[row], np.log(exact[tokens[row, :, 0]]), rtol=1e-4, atol=1e-5)
+  np.testing.assert_array_equal(tokens[1], np.argmax(table[0, 0, 0]))
+  np.testing.assert_array_equal(scores[1], 0.0)
+
+
+# With `topp` traced one compilation serves all, zero included.
+@pytest.mark.parametrize('topp', [0.0, 0.3, 0.9])
+def test_top_p_can_be_traced(topp):
+  table = random_table(1, 1, 8, seed=23)
+  tokens, _ = sample(
+      table, [[0]], num_decodes=2000, topp=np.array(topp, np.float32))
+  exact = filtered(table[0, 0, 0], 1.0, 0, topp)
+  counts = np.bincount(tokens[0, :, 0], minlength=8)
+  np.testing.assert_array_equal(counts > 0, exact > 0)
+  if np.sum(exact > 0) > 1:
+    assert scipy.stats.chisquare(
+        counts[exact > 0], 2000 * exact[exact > 0]).pvalue > 1e-3
+
+
+def ban_two(logits, state):
+  """Never token 2, until five tokens are there."""
+  early = state.cur_index < 5
+  return jnp.where(early & (jnp.arange(logits.shape[1])[None] == 2),
+                   -1e9, logits)
+
+
+def end_at_three(state):
+  return state.replace(ended=state.ended | (state.step >= 3))
+
+
+def test_callbacks_change_logits_and_state():
+  table = random_table(seed=24)
+  table[..., EOS] = -1e9
+  table[..., 2] += 20.0
+  tokens, _ = greedy(table, starts(), logit_callback_fn=ban_two)
+  assert not np.any(tokens[..., :5] == 2) and np.all(tokens[..., 5:] == 2)
+  short, _ = greedy(table, starts(), state_callback_fn=end_at_three)
+  assert np.all(short[..., :3] == 2)
+  np.testing.assert_array_equal(short[..., 3:], 0)
+
+
+def test_masks_keep_the_best():
+  logits = np.float32(np.random.default_rng(25).normal(size=(30, 9)))
+  for k in (1, 4, 9, 20):
+    kept = np.asarray(decoding.topk_mask(logits, k, -99.0))
+    best = np.argsort(np.argsort(-logits, axis=1), axis=1) < k
+    np.testing.assert_array_equal(kept, np.where(best, logits, -99.0))
+  for p in (0.1, 0.5, 0.99):
+    kept = np.asarray(decoding.topp_mask(logits, p, -99.0))
+    for row, masked in zip(logits, kept, strict=True):
+      exact = filtered(row, 1.0, 0, p)
+      np.testing.assert_array_equal(masked, np.where(exact > 0, row, -99.0))
+
+
+def test_caches_are_mapped_but_for_what_rows_share():
+  cache = {'a': {'key': jnp.ones(2), 'cache_index': jnp.int32(1)},
+           'cached_bias': jnp.ones(2), 'position_embedder_index': jnp.int32(1)}
+  mapped = decoding.cache_map(lambda x: x + 1, cache)
+  assert mapped['a']['key'][0] == 2 and mapped['a']['cache_index'] == 1
+  again = decoding.cache_map(lambda x: x + 1, core.freeze(cache), True)
+  assert isinstance(again, core.FrozenDict)
+  assert again['a']['cache_index'] == 2
+  for found in (mapped, again):
+    assert found['cached_bias'][0] == 1
+    assert found['position_embedder_index'] == 1
+
+
+@pytest.mark.parametrize('offset', [0, 1])
+def test_beams_of_a_row_stand_next_to_each_other(offset):
+  x = jnp.moveaxis(jnp.arange(6).reshape(2, 3), 0, offset)
+  flat = decoding.flat_batch_beam_expand(x, 2, offset)
+  np.testing.assert_array_equal(
+      jnp.moveaxis(flat, offset, 0), np.arange(6).reshape(2, 3)[[0, 0, 1, 1]])
+  apart = decoding.unflatten_beam_dim(flat, 2, 2, offset)
+  np.testing.assert_array_equal(decoding.add_beam_dim(x, 2, offset), apart)
+  np.testing.assert_array_equal(
+      decoding.flatten_beam_dim(apart, offset), flat)
+
+
+# T5X's parameters in its order, of which the first eight may be positional.
+@pytest.mark.parametrize('strategy,published', [
+    (decoding.temperature_sample, (
+        'inputs cache tokens_to_logits eos_id decode_rng num_decodes '
+        'temperature topk topp cache_offset initial_index max_decode_steps '
+        'max_decode_steps_hard_limit rescale_log_probs state_callback_fn '
+        'logit_callback_fn')),
+    (decoding.beam_search, (
+        'inputs cache tokens_to_logits eos_id num_decodes alpha '
+        'max_decode_len max_decode_step min_log_prob decode_rng cache_offset '
+        'initial_index'))])
+def test_parameters_are_t5xs(strategy, published):
+  names = published.split()
+  positional = list(inspect.signature(strategy).parameters)[:-1]
+  assert positional == names[:8]
+  assert {*positional, *keyword_options.names(strategy)} == {*names}
