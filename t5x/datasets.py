@@ -140,9 +140,11 @@ def _nearest(name: str, names: Iterable[str]) -> str:
   return ', '.join(repr(n) for n in found) or 'none'
 
 
-def feature_converter(name: str, pack: bool = False) -> seqio.FeatureConverter:
-  """A SeqIO feature converter by name."""
-  return getattr(seqio, name)(pack=pack)
+def feature_converter(
+    cls: str | Callable[..., seqio.FeatureConverter], pack: bool = False
+) -> seqio.FeatureConverter:
+  """A feature converter: by class, or by name where it is SeqIO's own."""
+  return (getattr(seqio, cls) if isinstance(cls, str) else cls)(pack=pack)
 
 
 def get_dataset(

@@ -55,7 +55,7 @@ def evaluate(
   del use_orbax
   if dry_run:
     return {}
-  converter = datasets.feature_converter(model.FEATURE_CONVERTER)
+  converter = datasets.feature_converter(model.FEATURE_CONVERTER_CLS)
   datasets.verify_matching_vocabs(
       dataset_cfg, model.input_vocabulary, model.output_vocabulary)
   runner = evaluation.InferenceRunner(

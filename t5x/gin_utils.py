@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import difflib
 import importlib.util
-import inspect
 import os
 import pathlib
 import re
@@ -154,11 +153,9 @@ def _read_with_find_config(search_paths: Sequence[str]) -> None:
 def _check_options(config: dict[tuple[str, str], dict[str, Any]]) -> None:
   """A finalize hook: names behind a function's `**options` must be its own."""
   for (_, selector), bindings in config.items():
-    fn = gin.get_configurable(selector)
-    options = keyword_options.names(fn)
-    if options is None:
+    known = keyword_options.names(gin.get_configurable(selector))
+    if known is None:
       continue
-    known = {*options, *inspect.signature(fn).parameters}
     if unknown := [name for name in bindings if name not in known]:
       near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.0)
       raise GinError(

@@ -65,7 +65,7 @@ def infer(
   del use_orbax
   if dry_run:
     return []
-  converter = datasets.feature_converter(model.FEATURE_CONVERTER)
+  converter = datasets.feature_converter(model.FEATURE_CONVERTER_CLS)
   datasets.verify_matching_vocabs(
       dataset_cfg, model.input_vocabulary, model.output_vocabulary)
   runner = evaluation.InferenceRunner(

@@ -11,6 +11,7 @@ value. gin cannot see the names behind `**options`; the attribute set here lets
 
 from collections.abc import Callable
 import dataclasses
+import inspect
 from typing import Any, TypeVar
 
 Function = TypeVar('Function', bound=Callable[..., Any])
@@ -28,7 +29,16 @@ def fields_of(options: type) -> Callable[[Function], Function]:
   return declare
 
 
-def names(fn: Callable[..., Any]) -> list[str] | None:
-  """The names that were declared for a function; None if none were."""
-  options = getattr(fn, _ATTRIBUTE, None)
-  return options and [field.name for field in dataclasses.fields(options)]
+def names(fn: Callable[..., Any]) -> set[str] | None:
+  """All keywords that a function or class takes; None if none were declared.
+
+  A class takes those of its bases too, to which `**options` pass on.
+  """
+  family = fn.__mro__[:-1] if isinstance(fn, type) else (fn,)
+  declared = [vars(f)[_ATTRIBUTE] for f in family if _ATTRIBUTE in vars(f)]
+  if not declared:
+    return None
+  return {
+      *(field.name for options in declared
+        for field in dataclasses.fields(options)),
+      *(name for f in family for name in inspect.signature(f).parameters)}

@@ -1,130 +1,33 @@
 """What a model does with a batch: loss, prediction, score."""
 
-import abc
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+from t5x import base_models
+from t5x import batch_metrics
 from t5x import decoding
-from t5x import losses
-from t5x import metrics as metrics_lib
 from t5x import optimizers
 
-Batch = Mapping[str, Array]
-Params = Mapping[str, Any]
-MetricsMap = dict[str, metrics_lib.Metric]
+Batch = base_models.Batch
+Params = base_models.Params
+MetricsMap = batch_metrics.MetricsMap
+BaseModel = base_models.BaseModel
+BaseTransformerModel = base_models.BaseTransformerModel
+DecoderParams = base_models.DecoderParams
+compute_base_metrics = batch_metrics.compute_base_metrics
+count_packed_examples = batch_metrics.count_packed_examples
 
 
-class BaseModel(abc.ABC):
-  """A loss over a batch, and the optimiser that is to lower it."""
-
-  # Name of the SeqIO converter that makes this model's batches.
-  FEATURE_CONVERTER = ''
-
-  def __init__(
-      self,
-      optimizer_def: optimizers.OptimizerDef,
-      input_vocabulary: Any,
-      output_vocabulary: Any,
-  ):
-    self.optimizer_def = optimizer_def
-    self.input_vocabulary = input_vocabulary
-    self.output_vocabulary = output_vocabulary
-
-  @abc.abstractmethod
-  def get_initial_variables(
-      self, rng: Array, input_shapes: Mapping[str, tuple[int, ...]]
-  ) -> Mapping[str, Any]:
-    """Fresh variables, parameters boxed with their logical axes."""
-
-  @abc.abstractmethod
-  def loss_fn(
-      self, params: Params, batch: Batch, dropout_rng: Array | None
-  ) -> tuple[Float[Array, ''], MetricsMap]:
-    """The loss to minimise and its metrics; without a key no dropout."""
-
-  @abc.abstractmethod
-  def predict_batch_with_aux(
-      self, params: Params, batch: Batch, rng: Array | None = None
-  ) -> tuple[Any, Mapping[str, Any]]:
-    """Predictions for a batch and what else is known of them."""
-
-  @abc.abstractmethod
-  def score_batch(self, params: Params, batch: Batch) -> Float[Array, ' B']:
-    """Log likelihood of every row's targets."""
-
-  def eval_fn(
-      self, params: Params, batch: Batch
-  ) -> tuple[Float[Array, ''], MetricsMap]:
-    """The loss without dropout."""
-    return self.loss_fn(params, batch, dropout_rng=None)
-
-  def predict_batch(
-      self, params: Params, batch: Batch, rng: Array | None = None) -> Any:
-    """Predictions for a batch."""
-    return self.predict_batch_with_aux(params, batch, rng)[0]
-
-
-def compute_base_metrics(
-    logits: Float[Array, 'B S V'],
-    targets: Int[Array, 'B S'],
-    mask: Float[Array, 'B S'],
-    loss: Float[Array, ''],
-    z_loss: Float[Array, ''] | None = None,
-) -> MetricsMap:
-  """T5X's training metrics of one batch, as mergeable sums.
-
-  Args:
-    logits: scores of the target tokens.
-    targets: the target tokens.
-    mask: weight of every target token.
-    loss: summed loss with its z term.
-    z_loss: summed z term.
-
-  Returns:
-    From T5X's name to metric.
-  """
-  weight_sum = jnp.sum(mask)
-  num_tokens = float(targets.size)
-  right = jnp.argmax(logits, axis=-1) == targets
-  average, rate = metrics_lib.Average, metrics_lib.TimeRate
-  metrics: MetricsMap = {
-      'accuracy': average(jnp.sum(jnp.where(right, mask, 0.0)), weight_sum),
-      'loss': metrics_lib.AveragePerStep(total=loss),
-      'loss_per_nonpadding_target_token': average(loss, weight_sum),
-      'loss_per_all_target_tokens': average(loss, num_tokens),
-      'timing/steps_per_second': metrics_lib.StepsPerTime(),
-      'timing/seqs_per_second': rate(numerator=float(targets.shape[0])),
-      'timing/target_tokens_per_second': rate(numerator=num_tokens),
-  }
-  if z_loss is not None:
-    metrics |= {
-        'z_loss': metrics_lib.AveragePerStep(total=z_loss),
-        'z_loss_per_all_target_tokens': average(z_loss, num_tokens),
-        'cross_ent_loss': metrics_lib.AveragePerStep(total=loss - z_loss),
-        'cross_ent_loss_per_all_target_tokens': average(
-            loss - z_loss, num_tokens),
-    }
-  return metrics
-
-
-def _non_padding_fractions(batch: Batch) -> MetricsMap:
-  """How much of a batch is real tokens."""
-  return {
-      f'non_padding_fraction/{name}': metrics_lib.Average(
-          jnp.sum(batch[name] > 0, dtype=jnp.float32), float(batch[name].size))
-      for name in ('encoder_input_tokens', 'decoder_target_tokens')
-      if name in batch
-  }
-
-
-class EncoderDecoderModel(BaseModel):
+class EncoderDecoderModel(BaseTransformerModel):
   """An encoder-decoder trained on target tokens given input tokens."""
 
-  FEATURE_CONVERTER = 'EncDecFeatureConverter'
+  FEATURE_CONVERTER_CLS: str | Callable[..., Any] = 'EncDecFeatureConverter'
+  _TOKEN_FEATURES = ('encoder_input_tokens', 'decoder_input_tokens',
+                     'decoder_target_tokens')
 
   def __init__(
       self,
@@ -133,9 +36,9 @@ class EncoderDecoderModel(BaseModel):
       output_vocabulary: Any,
       optimizer_def: optimizers.OptimizerDef,
       decode_fn: Callable[..., Any] = decoding.beam_search,
-      label_smoothing: float = 0.0,
-      z_loss: float = 0.0,
-      loss_normalizing_factor: losses.LossNormalizingFactor = None,
+      feature_converter_cls: Callable[..., Any] | None = None,
+      default_decoder_params: DecoderParams | None = None,
+      **loss_options: Any,
   ):
     """Binds a network to vocabularies, an optimiser and a loss.
 
@@ -145,84 +48,34 @@ class EncoderDecoderModel(BaseModel):
       output_vocabulary: SeqIO vocabulary of the targets; gives the end token.
       optimizer_def: what is trained, and how.
       decode_fn: a strategy of `t5x.decoding`.
-      label_smoothing: see `t5x.losses`.
-      z_loss: see `t5x.losses`.
-      loss_normalizing_factor: see `t5x.losses`; None leaves the loss a sum
-        over tokens, which only suits optimisers that ignore its scale.
+      feature_converter_cls: makes batches; None is `EncDecFeatureConverter`.
+      default_decoder_params: how it decodes unless a call says otherwise.
+      **loss_options: fields of `LossOptions`.
     """
-    super().__init__(optimizer_def, input_vocabulary, output_vocabulary)
-    self.module = module
-    self.decode_fn = decode_fn
-    self._label_smoothing = label_smoothing
-    self._z_loss = z_loss
-    self._loss_normalizing_factor = loss_normalizing_factor
-
-  def get_initial_variables(
-      self, rng: Array, input_shapes: Mapping[str, tuple[int, ...]]
-  ) -> Mapping[str, Any]:
-    """See base class."""
-    tokens: dict[str, Any] = {
-        name: jnp.ones(input_shapes[name], jnp.int32)
-        for name in ('encoder_input_tokens', 'decoder_input_tokens',
-                     'decoder_target_tokens')}
-    return self.module.init(rng, **tokens, enable_dropout=False)
+    super().__init__(module, input_vocabulary, output_vocabulary, optimizer_def,
+                     decode_fn, **loss_options)
+    if feature_converter_cls is not None:
+      self.FEATURE_CONVERTER_CLS = feature_converter_cls
+    self._default_decoder_params = default_decoder_params or DecoderParams()
 
   def _compute_logits(
-      self, params: Params, batch: Batch, dropout_rng: Array | None = None
-  ) -> Float[Array, 'B S V']:
-    """Scores of the target tokens; hook for models that change the call."""
+      self,
+      params: Params,
+      batch: Batch,
+      dropout_rng: Array | None = None,
+      mutable: Any = False,
+      other_variables: Mapping[str, Any] | None = None,
+  ) -> Any:
+    """See base class."""
     optional: dict[str, Any] = {
         name: batch[name]
         for name in ('encoder_segment_ids', 'decoder_segment_ids',
                      'encoder_positions', 'decoder_positions')
         if name in batch}
-    logits = self.module.apply(
-        {'params': params},
-        batch['encoder_input_tokens'],
-        batch['decoder_input_tokens'],
-        batch['decoder_target_tokens'],
-        **optional,
-        enable_dropout=dropout_rng is not None,
-        rngs=None if dropout_rng is None else {'dropout': dropout_rng})
-    return cast(Array, logits)
-
-  def loss_fn(
-      self, params: Params, batch: Batch, dropout_rng: Array | None
-  ) -> tuple[Float[Array, ''], MetricsMap]:
-    """See base class; the loss is `losses.compute_weighted_cross_entropy`."""
-    logits = self._compute_logits(params, batch, dropout_rng)
-    factor, weights = losses.get_loss_normalizing_factor_and_weights(
-        self._loss_normalizing_factor, batch)
-    targets = batch['decoder_target_tokens']
-    if weights is None:
-      weights = jnp.ones(targets.shape, jnp.float32)
-    loss, z_loss, _ = losses.compute_weighted_cross_entropy(
-        logits, targets, weights, self._label_smoothing, self._z_loss, factor)
-    metrics = self._compute_metrics(
-        logits, targets, weights, loss, z_loss,
-        batch.get('decoder_segment_ids'))
-    return loss, metrics | _non_padding_fractions(batch)
-
-  def _compute_metrics(
-      self,
-      logits: Float[Array, 'B S V'],
-      targets: Int[Array, 'B S'],
-      mask: Float[Array, 'B S'],
-      loss: Float[Array, ''],
-      z_loss: Float[Array, ''] | None = None,
-      segment_ids: Int[Array, 'B S'] | None = None,
-  ) -> MetricsMap:
-    """Metrics of the logits; hook for models with more of them."""
-    del segment_ids
-    return compute_base_metrics(logits, targets, mask, loss, z_loss)
-
-  def score_batch(self, params: Params, batch: Batch) -> Float[Array, ' B']:
-    """See base class: the summed log probability of the target tokens."""
-    logits = self._compute_logits(params, batch)
-    nats, _ = losses.token_cross_entropy(logits, batch['decoder_target_tokens'])
-    weights = batch.get(
-        'decoder_loss_weights', batch['decoder_target_tokens'] > 0)
-    return -jnp.sum(nats * weights.astype(nats.dtype), axis=-1)
+    return self._apply(
+        *(batch[name] for name in self._TOKEN_FEATURES), params=params,
+        dropout_rng=dropout_rng, other_variables=other_variables,
+        mutable=mutable, **optional)
 
   def predict_batch_with_aux(
       self,
@@ -230,8 +83,9 @@ class EncoderDecoderModel(BaseModel):
       batch: Batch,
       rng: Array | None = None,
       decoder_params: Mapping[str, Any] | None = None,
-      return_all_decodes: bool = False,
-      num_decodes: int = 1,
+      return_all_decodes: bool | None = None,
+      num_decodes: int | None = None,
+      prompt_with_targets: bool = False,
   ) -> tuple[Int[Array, 'B *n S'], Mapping[str, Any]]:
     """Decodes as many tokens as the batch has target places.
 
@@ -240,8 +94,11 @@ class EncoderDecoderModel(BaseModel):
       batch: `encoder_input_tokens` and, for its shape, `decoder_input_tokens`.
       rng: key for strategies that draw.
       decoder_params: further arguments of the strategy.
-      return_all_decodes: return every decode, in ascending order of score.
-      num_decodes: decodes per row.
+      return_all_decodes: return every decode, in ascending order of score; None
+        is the model's default.
+      num_decodes: decodes per row; None is the model's default.
+      prompt_with_targets: go on from the tokens in `decoder_input_tokens`, end
+        tokens aside, instead of from nothing.
 
     Returns:
       The best decode `[B, S]`, or all of them `[B, n, S]`, and `{'scores'}` of
@@ -250,19 +107,17 @@ class EncoderDecoderModel(BaseModel):
     Raises:
       ValueError: if the key is given twice.
     """
-    options = dict(decoder_params or {})
-    if rng is not None and 'decode_rng' in options:
-      raise ValueError(
-          'predict_batch_with_aux: give the key as rng or as '
-          "decoder_params['decode_rng'], not both.")
-    if rng is not None:
-      options['decode_rng'] = rng
+    options = self._decode_options(rng, decoder_params)
+    defaults = self._default_decoder_params
+    if return_all_decodes is None:
+      return_all_decodes = defaults.return_all_decodes
     tokens_to_logits, cache = self._start_decoding(params, batch)
-    start = jnp.zeros_like(batch['decoder_input_tokens'])
-    decodes, scores = self.decode_fn(
-        inputs=start, cache=cache, tokens_to_logits=tokens_to_logits,
-        eos_id=self.output_vocabulary.eos_id, num_decodes=num_decodes,
-        cache_offset=int(self.module.config.scan_layers), **options)
+    inputs = jnp.asarray(batch['decoder_input_tokens'])
+    forced = (inputs != self._output_vocabulary.eos_id) & prompt_with_targets
+    decodes, scores = self._decode_fn(
+        inputs=jnp.where(forced, inputs, 0), cache=cache,
+        tokens_to_logits=tokens_to_logits,
+        num_decodes=num_decodes or defaults.num_decodes, **options)
     if return_all_decodes:
       return decodes, {'scores': scores}
     return decodes[:, -1], {'scores': scores[:, -1]}
@@ -299,11 +154,193 @@ class EncoderDecoderModel(BaseModel):
     return tokens_to_logits, cache
 
 
-def get_input_vocabulary(model: EncoderDecoderModel) -> Any:
+class DecoderOnlyModel(BaseTransformerModel):
+  """A language model; with inputs it is trained on the targets after them.
+
+  One row of inputs a b and targets x y e, as SeqIO's converter makes it:
+
+    decoder_input_tokens        0  a  b  x  y
+    decoder_target_tokens       a  b  x  y  e
+    decoder_causal_attention    1  1  1  0  0
+  """
+
+  FEATURE_CONVERTER_CLS: str | Callable[..., Any] = 'DecoderFeatureConverter'
+  _TOKEN_FEATURES = ('decoder_input_tokens', 'decoder_target_tokens')
+
+  def __init__(
+      self,
+      module: nn.Module,
+      vocabulary: Any,
+      optimizer_def: optimizers.OptimizerDef,
+      decode_fn: Callable[..., Any] = decoding.temperature_sample,
+      inputs_bidirectional_attention: bool = False,
+      feature_converter_cls: Callable[..., Any] | None = None,
+      **loss_options: Any,
+  ):
+    """Binds a network to a vocabulary, an optimiser and a loss.
+
+    Args:
+      module: a `t5x.examples.decoder_only.network.DecoderWrapper` or its like.
+      vocabulary: SeqIO vocabulary of inputs and targets.
+      optimizer_def: what is trained, and how.
+      decode_fn: a strategy of `t5x.decoding`.
+      inputs_bidirectional_attention: let the inputs see each other (a prefix
+        language model) instead of only what comes before (a causal one).
+      feature_converter_cls: makes batches; None is `DecoderFeatureConverter`.
+      **loss_options: fields of `LossOptions`.
+    """
+    super().__init__(module, vocabulary, vocabulary, optimizer_def, decode_fn,
+                     **loss_options)
+    if feature_converter_cls is not None:
+      self.FEATURE_CONVERTER_CLS = feature_converter_cls
+    self._inputs_bidirectional_attention = inputs_bidirectional_attention
+
+  def _get_decoder_causal_attention(
+      self, batch: Batch) -> Int[Array, 'B S'] | None:
+    """The places that see each other; None in a causal model."""
+    if not self._inputs_bidirectional_attention:
+      return None
+    return _required(batch, 'decoder_causal_attention')
+
+  def _compute_logits(
+      self,
+      params: Params,
+      batch: Batch,
+      dropout_rng: Array | None = None,
+      mutable: Any = False,
+      other_variables: Mapping[str, Any] | None = None,
+  ) -> Any:
+    """See base class."""
+    return self._apply(
+        *(batch[name] for name in self._TOKEN_FEATURES), params=params,
+        dropout_rng=dropout_rng, other_variables=other_variables,
+        mutable=mutable,
+        decoder_segment_ids=batch.get('decoder_segment_ids'),
+        decoder_positions=batch.get('decoder_positions'),
+        decoder_causal_attention=self._get_decoder_causal_attention(batch))
+
+  def _compute_kv_cache(
+      self,
+      params: Params,
+      inputs: Int[Array, 'B S'],
+      causal_attention_mask: Int[Array, 'B S'],
+      max_decode_length: int,
+  ) -> decoding.Cache:
+    """The cache of whole inputs at once, whatever their lengths.
+
+    Args:
+      params: nested parameters.
+      inputs: start token and inputs, zeros behind them.
+      causal_attention_mask: ones at both.
+      max_decode_length: length of the cache.
+
+    Returns:
+      A cache that is right at the places of the inputs.
+    """
+    attention = self._get_decoder_causal_attention(
+        {'decoder_causal_attention': causal_attention_mask})
+    _, variables = self.module.apply(
+        {'params': params}, inputs, causal_attention_mask,
+        decoder_causal_attention=attention, enable_dropout=False,
+        max_decode_length=max_decode_length, mutable=['cache'])
+    return variables['cache']
+
+  def _compute_logits_from_slice(
+      self,
+      decoding_state: decoding.DecodingState,
+      params: Params,
+      max_decode_length: int,
+  ) -> tuple[Float[Array, 'R V'], decoding.Cache]:
+    """Scores of the next token, and the cache with the current one."""
+    logits, variables = self.module.apply(
+        {'params': params, 'cache': decoding_state.cache},
+        decoding_state.cur_token,
+        decoder_positions=jnp.reshape(decoding_state.cur_index, (-1, 1)),
+        enable_dropout=False, max_decode_length=max_decode_length,
+        mutable=['cache'])
+    return logits[:, 0], variables['cache']
+
+  def predict_batch_with_aux(
+      self,
+      params: Params,
+      batch: Batch,
+      rng: Array | None = None,
+      *,
+      return_all_decodes: bool = False,
+      num_decodes: int = 1,
+      decoder_params: Mapping[str, Any] | None = None,
+  ) -> tuple[Int[Array, 'B *n S'], Mapping[str, Any]]:
+    """Continues the inputs up to the length of the batch.
+
+    Args:
+      params: nested parameters.
+      batch: `decoder_input_tokens` and `decoder_causal_attention`.
+      rng: key for strategies that draw.
+      return_all_decodes: return every decode, in ascending order of score.
+      num_decodes: decodes per row.
+      decoder_params: further arguments of the strategy.
+
+    Returns:
+      What follows the inputs, from the left: the best decode `[B, S]`, or all
+      of them `[B, n, S]`, and `{'scores'}` of the same leading shape.
+
+    Raises:
+      ValueError: if the batch does not say where inputs end, or the key is
+        given twice.
+    """
+    options = self._decode_options(rng, decoder_params)
+    inside = _required(batch, 'decoder_causal_attention') > 0
+    inputs = jnp.where(inside, batch['decoder_input_tokens'], 0)
+    # The last token of the inputs is fed by the first step.
+    prefix = jnp.maximum(jnp.sum(inside, axis=1, dtype=jnp.int32) - 1, 0)
+    length = inputs.shape[1]
+    decodes, scores = self._decode_fn(
+        inputs=inputs, num_decodes=num_decodes,
+        cache=self._compute_kv_cache(
+            params, inputs, inside.astype(jnp.int32), length),
+        tokens_to_logits=lambda state: self._compute_logits_from_slice(
+            state, params, length),
+        initial_index=prefix, **options)
+    decodes = remove_prefix(decodes, prefix)
+    if return_all_decodes:
+      return decodes, {'scores': scores}
+    return decodes[:, -1], {'scores': scores[:, -1]}
+
+
+def _required(batch: Batch, name: str) -> Array:
+  """A feature of the batch, or an error that says where it comes from."""
+  if name not in batch:
+    raise ValueError(
+        f'The batch has no {name!r}, only {sorted(batch)}; it tells inputs '
+        "from targets. Give TASK_FEATURE_LENGTHS both 'inputs' and 'targets', "
+        'and the task both features.')
+  return jnp.asarray(batch[name])
+
+
+def remove_prefix(
+    sequence: Int[Array, 'B *n S'], prefix_len: Int[Array, ' B']
+) -> Int[Array, 'B *n S']:
+  """What follows a prefix of each row, moved to the left; zeros behind it.
+
+  Args:
+    sequence: prefix and what follows.
+    prefix_len: length of the prefix in each row.
+
+  Returns:
+    Rows of the same length.
+  """
+  ones = (1,) * (sequence.ndim - 1)
+  place = jnp.arange(sequence.shape[-1], dtype=jnp.int32).reshape(*ones, -1)
+  source = place + prefix_len.astype(jnp.int32).reshape(-1, *ones)
+  return jnp.take_along_axis(
+      sequence, source, axis=-1, mode='fill', fill_value=0)
+
+
+def get_input_vocabulary(model: BaseTransformerModel) -> Any:
   """The model's input vocabulary, for gin."""
   return model.input_vocabulary
 
 
-def get_output_vocabulary(model: EncoderDecoderModel) -> Any:
+def get_output_vocabulary(model: BaseTransformerModel) -> Any:
   """The model's output vocabulary, for gin."""
   return model.output_vocabulary

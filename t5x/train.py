@@ -102,7 +102,7 @@ def train(
   extra = TrainOptions(**options)
   restore, save = checkpoint_cfg.restore, checkpoint_cfg.save
   converter = datasets.feature_converter(
-      model.FEATURE_CONVERTER, train_dataset_cfg.pack)
+      model.FEATURE_CONVERTER_CLS, train_dataset_cfg.pack)
   shapes = datasets.model_feature_shapes(train_dataset_cfg, converter)
 
   # The state: the run's last save, else the initial checkpoint, else scratch.
@@ -209,14 +209,14 @@ def _evaluations(
   evaluations: list[Callable[[loop.Moment], None]] = []
   if train_eval is not None:
     converter = datasets.feature_converter(
-        model.FEATURE_CONVERTER, train_eval.pack)
+        model.FEATURE_CONVERTER_CLS, train_eval.pack)
     evaluations.append(evaluation.TrainingEvaluation(
         trainer, datasets.get_training_eval_datasets(
             train_eval, 0, 1, eval_steps, converter, seed=seed), folder))
   if infer_eval is not None:
     evaluator = datasets.make_evaluator(
         infer_eval, evaluator_cls,
-        datasets.feature_converter(model.FEATURE_CONVERTER),
+        datasets.feature_converter(model.FEATURE_CONVERTER_CLS),
         f'{folder.directory}/inference_eval')
     if evaluator is not None:
       evaluations.append(evaluation.InferenceEvaluation(

@@ -12,14 +12,17 @@ ROOT = pathlib.Path(__file__).parents[1]
 # A module may import what stands before it. Rows are DESIGN's, bottom to top.
 ENGINE = {
     'maths': [
-        'keyword_options', 'losses', 'metrics', 'decoding_state', 'sampling',
-        'beam_search', 'decoding', 'optimizers', 'adafactor', 'schedules',
-        'partitioning', 'fingerprint', 'manifest', 'state_utils'],
+        'keyword_options', 'losses', 'metrics', 'batch_metrics',
+        'decoding_state', 'sampling', 'beam_search', 'decoding', 'optimizers',
+        'adafactor', 'schedules', 'partitioning', 'fingerprint', 'manifest',
+        'state_utils'],
     'model': [
         'examples.t5.config', 'examples.t5.sequence', 'examples.t5.attention',
-        'examples.t5.layers', 'examples.t5.network', 'train_state'],
+        'examples.t5.layers', 'examples.t5.network',
+        'examples.decoder_only.network', 'train_state'],
     'behaviour': [
-        'models', 'checkpoint_importer', 'checkpoints', 'model_info'],
+        'base_models', 'models', 'checkpoint_importer', 'checkpoints',
+        'model_info'],
     'one step': ['trainer', 'initialization'],
     'edges': ['datasets', 'gin_utils', 'metric_writers', 'processes'],
     'loop': ['loop', 'evaluation', 'program'],

@@ -12,7 +12,7 @@ from t5x.examples.t5 import config as config_lib
 from t5x.examples.t5 import sequence as sequence_lib
 
 Sequence = sequence_lib.Sequence
-T5Config = config_lib.T5Config
+BlockConfig = config_lib.BlockConfig
 
 MASKED = -1e10
 _ATTENTION_INIT = nn.initializers.variance_scaling(1.0, 'fan_in', 'normal')
@@ -22,7 +22,7 @@ _RELPOS_INIT = nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform')
 
 
 def dense(
-    config: T5Config,
+    config: BlockConfig,
     features: int,
     axes: tuple[str, str],
     *,
@@ -79,7 +79,7 @@ def relative_position_bucket(
 class RelativePositionBiases(nn.Module):
   """One learned number per head and distance bucket, shared by all blocks."""
 
-  config: T5Config
+  config: BlockConfig
   bidirectional: bool
 
   @nn.compact
@@ -160,7 +160,7 @@ def dot_product_attention(
 class _Attention(nn.Module):
   """Projections that self- and cross-attention have in common."""
 
-  config: T5Config
+  config: BlockConfig
 
   def heads(
       self, name: str, x: Float[Array, 'B T H'], scale: float = 1.0

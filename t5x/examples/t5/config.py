@@ -1,4 +1,4 @@
-"""Sizes and choices of a T5 model."""
+"""Sizes and choices of T5's blocks, and of an encoder-decoder of them."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -7,16 +7,14 @@ REMAT_POLICIES = ('none', 'minimal', 'full')
 
 
 @dataclasses.dataclass(frozen=True)
-class T5Config:
-  """Hyperparameters of an encoder-decoder, with T5X's names.
+class BlockConfig:
+  """Hyperparameters of blocks and what surrounds them, with T5X's names.
 
   Attributes:
     vocab_size: rows of the embedding table, V.
     dtype: of activations.
     emb_dim: width, H.
     num_heads: attention heads, N.
-    num_encoder_layers: blocks of the encoder.
-    num_decoder_layers: blocks of the decoder.
     head_dim: width of a head, D.
     mlp_dim: width of the hidden layer of a block.
     mlp_activations: one activation per input projection, multiplied together:
@@ -40,8 +38,6 @@ class T5Config:
   dtype: str = 'float32'
   emb_dim: int = 512
   num_heads: int = 8
-  num_encoder_layers: int = 6
-  num_decoder_layers: int = 6
   head_dim: int = 64
   mlp_dim: int = 2048
   mlp_activations: Sequence[str] = ('relu',)
@@ -59,5 +55,28 @@ class T5Config:
   def __post_init__(self):
     if self.remat_policy not in REMAT_POLICIES:
       raise ValueError(
-          f'T5Config.remat_policy is {self.remat_policy!r}; expected one of '
-          f'{", ".join(REMAT_POLICIES)}.')
+          f'{type(self).__name__}.remat_policy is {self.remat_policy!r}; '
+          f'expected one of {", ".join(REMAT_POLICIES)}.')
+
+  @property
+  def decoder_layers(self) -> int:
+    """Blocks of the decoder."""
+    raise NotImplementedError(type(self).__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config(BlockConfig):
+  """Hyperparameters of an encoder-decoder, with T5X's names.
+
+  Attributes:
+    num_encoder_layers: blocks of the encoder.
+    num_decoder_layers: blocks of the decoder.
+  """
+
+  num_encoder_layers: int = 6
+  num_decoder_layers: int = 6
+
+  @property
+  def decoder_layers(self) -> int:
+    """Blocks of the decoder."""
+    return self.num_decoder_layers

@@ -14,7 +14,7 @@ from t5x.examples.t5 import config as config_lib
 from t5x.examples.t5 import sequence as sequence_lib
 
 Sequence = sequence_lib.Sequence
-T5Config = config_lib.T5Config
+BlockConfig = config_lib.BlockConfig
 
 
 class BlockContext(flax.struct.PyTreeNode):
@@ -25,7 +25,8 @@ class BlockContext(flax.struct.PyTreeNode):
     bias: relative-position bias, `[#B, N, Q, T]`.
     position: place of the first query in the decoding cache, `[#B]`; None when
       there is no cache.
-    encoded: what the encoder returned; None in an encoder.
+    encoded: what the encoder returned; None in an encoder and in a decoder that
+      stands alone.
     encoded_mask: True where cross-attention is allowed, `[B, 1, #Q, T]`.
   """
 
@@ -43,7 +44,7 @@ class LayerNorm(nn.Module):
   T5X; Flax's RMSNorm rounds after.
   """
 
-  config: T5Config
+  config: BlockConfig
 
   @nn.compact
   def __call__(self, x: Float[Array, '*B H']) -> Float[Array, '*B H']:
@@ -60,7 +61,16 @@ class LayerNorm(nn.Module):
         jnp.asarray(scale, cfg.dtype), unit.shape)
 
 
-def dropout(config: T5Config) -> nn.Dropout:
+def embedder(config: BlockConfig) -> nn.Embed:
+  """A table of token embeddings."""
+  return nn.Embed(
+      config.vocab_size, config.emb_dim, dtype=config.dtype,
+      param_dtype=config.param_dtype,
+      embedding_init=nn.with_logical_partitioning(
+          nn.initializers.normal(1.0), ('vocab', 'embed')))
+
+
+def dropout(config: BlockConfig) -> nn.Dropout:
   """Dropout whose mask is the same along the sequence."""
   return nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
 
@@ -73,7 +83,7 @@ def activation(name: str) -> Callable[[Array], Array]:
 class MlpBlock(nn.Module):
   """`wo(act_0(wi_0 x) * act_1(wi_1 x) ...)`."""
 
-  config: T5Config
+  config: BlockConfig
 
   @nn.compact
   def __call__(
@@ -97,7 +107,7 @@ class MlpBlock(nn.Module):
 class EncoderLayer(nn.Module):
   """Self-attention and feed-forward, each `x + dropout(f(norm(x)))`."""
 
-  config: T5Config
+  config: BlockConfig
 
   def setup(self):
     cfg = self.config
@@ -120,9 +130,9 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-  """Self-attention, cross-attention and feed-forward."""
+  """Self-attention, cross-attention if there is an encoder, feed-forward."""
 
-  config: T5Config
+  config: BlockConfig
 
   def setup(self):
     cfg = self.config
@@ -138,21 +148,22 @@ class DecoderLayer(nn.Module):
       self, x: Float[Array, 'B T H'], context: BlockContext, deterministic: bool
   ) -> tuple[Float[Array, 'B T H'], None]:
     """The next hidden states, and None: the form that a scan wants."""
-    assert context.encoded is not None and context.encoded_mask is not None
     y = self.self_attention(
         self.pre_self_attention_layer_norm(x), context.mask, context.bias,
         context.position, deterministic=deterministic)
     x = x + self.dropout(y, deterministic)
-    y = self.encoder_decoder_attention(
-        self.pre_cross_attention_layer_norm(x), context.encoded,
-        context.encoded_mask, deterministic=deterministic,
-        decode=context.position is not None)
-    x = x + self.dropout(y, deterministic)
+    if context.encoded is not None and context.encoded_mask is not None:
+      y = self.encoder_decoder_attention(
+          self.pre_cross_attention_layer_norm(x), context.encoded,
+          context.encoded_mask, deterministic=deterministic,
+          decode=context.position is not None)
+      x = x + self.dropout(y, deterministic)
     y = self.mlp(self.pre_mlp_layer_norm(x), deterministic)
     return x + self.dropout(y, deterministic), None
 
 
-def rematerialized(layer: type[nn.Module], config: T5Config) -> type[nn.Module]:
+def rematerialized(
+    layer: type[nn.Module], config: BlockConfig) -> type[nn.Module]:
   """The layer with its backward pass recomputing what the policy says."""
   if config.remat_policy == 'none':
     return layer
@@ -168,7 +179,7 @@ def rematerialized(layer: type[nn.Module], config: T5Config) -> type[nn.Module]:
 
 
 def scanned(
-    layer: type[nn.Module], config: T5Config, length: int
+    layer: type[nn.Module], config: BlockConfig, length: int
 ) -> nn.Module:
   """`length` layers as one, their parameters stacked."""
   return nn.scan(
@@ -183,7 +194,7 @@ def scanned(
 
 
 def unrolled(
-    layer: type[nn.Module], config: T5Config, length: int
+    layer: type[nn.Module], config: BlockConfig, length: int
 ) -> list[nn.Module]:
   """`length` layers one after another."""
   return [rematerialized(layer, config)(config) for _ in range(length)]

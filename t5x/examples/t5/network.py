@@ -12,6 +12,7 @@ from t5x.examples.t5 import layers
 from t5x.examples.t5 import sequence as sequence_lib
 
 Sequence = sequence_lib.Sequence
+BlockConfig = config_lib.BlockConfig
 T5Config = config_lib.T5Config
 
 
@@ -79,21 +80,29 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-  """An encoded `Sequence` and target tokens to logits."""
+  """A `Sequence` of target tokens, and an encoded one if any, to logits.
 
-  config: T5Config
-  shared_embedding: nn.Module
+  A subclass that changes what the blocks see overrides `embed`.
+
+  Attributes:
+    config: sizes and choices.
+    shared_embedding: the embedding table; None makes one for this decoder.
+  """
+
+  config: BlockConfig
+  shared_embedding: nn.Module | None = None
 
   def setup(self):
     cfg = self.config
+    self.token_embedder = self.shared_embedding or layers.embedder(cfg)
     self.relpos_bias = attention.RelativePositionBiases(
         cfg, bidirectional=False)
     if cfg.scan_layers:
       self.decoder = layers.scanned(
-          layers.DecoderLayer, cfg, cfg.num_decoder_layers)
+          layers.DecoderLayer, cfg, cfg.decoder_layers)
     else:
       self.layers = layers.unrolled(
-          layers.DecoderLayer, cfg, cfg.num_decoder_layers)
+          layers.DecoderLayer, cfg, cfg.decoder_layers)
     self.decoder_norm = layers.LayerNorm(cfg)
     self.dropout = layers.dropout(cfg)
     if not cfg.logits_via_embedding:
@@ -102,7 +111,7 @@ class Decoder(nn.Module):
 
   def __call__(
       self,
-      encoded: Sequence,
+      encoded: Sequence | None,
       target: Sequence,
       *,
       deterministic: bool,
@@ -111,7 +120,7 @@ class Decoder(nn.Module):
     """Decodes.
 
     Args:
-      encoded: what the encoder returned.
+      encoded: what the encoder returned; None if there is none.
       target: the embedded tokens to decode; in cached decoding only the newest,
         at their positions.
       deterministic: no dropout.
@@ -122,15 +131,13 @@ class Decoder(nn.Module):
     """
     keys = target
     if max_decode_length is not None:
-      places = jnp.arange(max_decode_length, dtype=jnp.int32)[None]
-      keys = Sequence(
-          target.x, valid=jnp.ones(places.shape, bool), positions=places)
+      keys = target.in_cache(max_decode_length)
     context = layers.BlockContext(
         mask=keys.visible_from(target) & keys.causal_from(target),
         bias=self.relpos_bias(target.positions, keys.positions),
         position=None if max_decode_length is None else target.positions[:, 0],
         encoded=encoded,
-        encoded_mask=encoded.visible_from(target))
+        encoded_mask=None if encoded is None else encoded.visible_from(target))
     x = self.dropout(target.x, deterministic)
     for layer in [self.decoder] if self.config.scan_layers else self.layers:
       x, _ = layer(x, context, deterministic)
@@ -143,14 +150,25 @@ class Decoder(nn.Module):
       targets: Int[Array, 'B S'] | None = None,
       positions: Int[Array, '#B S'] | None = None,
       segments: Int[Array, 'B S'] | None = None,
+      prefix: Int[Array, 'B S'] | None = None,
   ) -> Sequence:
     """The sequence that the blocks will see; a place with target 0 is padding.
 
-    Without targets (in cached decoding) every place is valid.
+    Args:
+      tokens: token ids.
+      targets: what is to be predicted at each place; None in cached decoding,
+        where `tokens` are the newest and all of them valid.
+      positions: places for relative attention; None counts from zero.
+      segments: packed examples, from 1; None when a row is one example.
+      prefix: above zero at places that see each other; None for none.
+
+    Returns:
+      The embedded sequence.
     """
     valid = jnp.ones(tokens.shape, bool) if targets is None else targets > 0
     return Sequence.create(
-        self.shared_embedding(tokens), valid, positions, segments)
+        self.token_embedder(tokens), valid, positions, segments,
+        None if prefix is None else prefix > 0)
 
   def logits(self, x: Float[Array, 'B S H']) -> Float[Array, 'B S V']:
     """Scores over the vocabulary, in `logits_dtype`."""
@@ -158,7 +176,7 @@ class Decoder(nn.Module):
     if not cfg.logits_via_embedding:
       return self.logits_dense(x)
     x = x.astype(cfg.logits_dtype) / math.sqrt(cfg.emb_dim)
-    return x @ self.shared_embedding.embedding.astype(cfg.logits_dtype).T
+    return x @ self.token_embedder.embedding.astype(cfg.logits_dtype).T
 
 
 class Transformer(nn.Module):
@@ -176,11 +194,7 @@ class Transformer(nn.Module):
 
   def setup(self):
     cfg = self.config
-    self.token_embedder = nn.Embed(
-        cfg.vocab_size, cfg.emb_dim, dtype=cfg.dtype,
-        param_dtype=cfg.param_dtype,
-        embedding_init=nn.with_logical_partitioning(
-            nn.initializers.normal(1.0), ('vocab', 'embed')))
+    self.token_embedder = layers.embedder(cfg)
     self.encoder = self.encoder_factory(
         config=cfg, shared_embedding=self.token_embedder)
     self.decoder = self.decoder_factory(

@@ -29,12 +29,15 @@ class Sequence(flax.struct.PyTreeNode):
       every row and `[B, T]` when not.
     segments: which packed example each place belongs to, from 1, `[B, T]`; None
       when a row holds one example.
+    prefix: True at places that see each other whatever their order, `[B, T]`:
+      the input of a prefix language model. None when there are none.
   """
 
   x: Float[Array, 'B T H']
   valid: Bool[Array, 'B T']
   positions: Int[Array, '#B T']
   segments: Int[Array, 'B T'] | None = None
+  prefix: Bool[Array, 'B T'] | None = None
 
   @classmethod
   def create(
@@ -43,11 +46,32 @@ class Sequence(flax.struct.PyTreeNode):
       valid: Bool[Array, 'B T'],
       positions: Int[Array, '#B T'] | None = None,
       segments: Int[Array, 'B T'] | None = None,
+      prefix: Bool[Array, 'B T'] | None = None,
   ) -> Self:
     """A sequence whose positions count from zero unless they are given."""
     if positions is None:
       positions = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
-    return cls(x, valid, positions, segments)
+    return cls(x, valid, positions, segments, prefix)
+
+  def in_cache(self, length: int) -> Self:
+    """The keys of a decoding cache into which this part is being written.
+
+    Places that are not written yet come later than all queries that count, so
+    that causal attention hides them.
+
+    Args:
+      length: places of the cache.
+
+    Returns:
+      A sequence of that length; its `x` is not used.
+    """
+    places = jnp.arange(length, dtype=jnp.int32)[None]
+    prefix = self.prefix
+    if prefix is not None:
+      prefix = jnp.pad(prefix, ((0, 0), (0, length - prefix.shape[1])))
+    return self.replace(
+        valid=jnp.ones(places.shape, bool), positions=places, segments=None,
+        prefix=prefix)
 
   def visible_from(self, queries: 'Sequence') -> Bool[Array, 'B 1 #Q T']:
     """Which places of this sequence each place of `queries` may attend to.
@@ -66,6 +90,19 @@ class Sequence(flax.struct.PyTreeNode):
     return visible & same
 
   def causal_from(self, queries: 'Sequence') -> Bool[Array, '#B 1 Q T']:
-    """True where a place of this sequence is not after the query's."""
-    return (self.positions[:, None, None, :]
-            <= queries.positions[:, None, :, None])
+    """True where a place of this sequence may be seen in causal order.
+
+    That is, where it is not after the query's, or both are in the prefix:
+
+                   a  b  x  y    a b are the prefix
+                a  1  1  0  0
+                b  1  1  0  0
+                x  1  1  1  0
+                y  1  1  1  1
+    """
+    before = (self.positions[:, None, None, :]
+              <= queries.positions[:, None, :, None])
+    if self.prefix is None or queries.prefix is None:
+      return before
+    return before | (queries.prefix[:, None, :, None]
+                     & self.prefix[:, None, None, :])

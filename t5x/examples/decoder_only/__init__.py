@@ -1,0 +1,1 @@
+"""A decoder that stands alone: causal and prefix language models."""
