@@ -45,8 +45,9 @@ def _names(*folders: str) -> list[str]:
 MODELS = [name for name in _names('configs/models')
           if re.search(r'_(small|base|large|xl|xxl|80b|150b)_prompt', name)]
 BIG = re.compile(r'(large|xl|xxl|80b|150b|3B|11B)')
-EXAMPLES = _names(*(f't5x/examples/t5/{family}' for family in (
-    't5_1_0', 't5_1_1', 'mt5', 'byt5')))
+EXAMPLES = _names('t5x/examples/decoder_only/models', *(
+    f't5x/examples/t5/{family}' for family in (
+        't5_1_0', 't5_1_1', 'mt5', 'byt5')))
 
 
 def _marked(names):
@@ -105,9 +106,23 @@ def test_architectures_ask_for_their_sizes(name):
 
 
 @pytest.mark.parametrize('name', _marked(EXAMPLES))
-def test_t5_examples_resolve(name):
+def test_t5x_examples_resolve(name):
   dry_run(train.train, f'--gin_file={name}',
           '--gin_file=t5x/configs/runs/finetune.gin', *FINETUNE)
+
+
+def test_a_prefix_language_model_resolves_for_inference():
+  text = dry_run(
+      infer.infer,
+      '--gin_file=t5x/examples/decoder_only/models/base.gin',
+      '--gin_file=t5x/configs/runs/infer.gin', '--gin.DROPOUT_RATE=0.0',
+      '--gin.models.DecoderOnlyModel.inputs_bidirectional_attention=True',
+      '--gin.decoding.temperature_sample.max_decode_steps=8',
+      '--gin.CHECKPOINT_PATH=/nowhere', '--gin.INFER_OUTPUT_DIR=/nowhere',
+      '--gin.MIXTURE_OR_TASK_NAME=some_task',
+      "--gin.TASK_FEATURE_LENGTHS={'inputs': 16, 'targets': 4}")
+  assert 'DecoderOnlyModel.inputs_bidirectional_attention = True' in text
+  assert 'TransformerConfig.num_layers = 12' in text
 
 
 @pytest.mark.parametrize('run', ['pretrain', 'finetune'])

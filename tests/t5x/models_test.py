@@ -1,3 +1,4 @@
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -161,3 +162,112 @@ def test_a_subclass_can_add_metrics(tiny):
   _, metrics = model.loss_fn(
       tiny.params(model.module), tiny.batch(), None)
   assert 'mine' in metrics and 'loss' not in metrics
+
+
+def test_a_model_says_how_it_decodes_by_default(tiny):
+  model = models.EncoderDecoderModel(
+      tiny.module(), None, tiny.Vocabulary(), None, decoding.beam_search,
+      default_decoder_params=models.DecoderParams(
+          return_all_decodes=True, num_decodes=3))
+  params, batch = tiny.params(model.module), tiny.batch()
+  assert model.predict_batch(params, batch).shape == (8, 3, 4)
+  assert model.predict_batch_with_aux(
+      params, batch, return_all_decodes=False, num_decodes=2)[0].shape == (8, 4)
+
+
+def test_targets_can_be_the_prompt(tiny):
+  model = tiny.model(prompt_length=3)
+  params, batch = tiny.params(model.module), tiny.batch()
+  inputs = np.array(batch['decoder_input_tokens'])
+  inputs[:, 2:], inputs[0, 1] = 0, EOS
+  batch['decoder_input_tokens'] = inputs
+  tokens = np.asarray(model.predict_batch_with_aux(
+      params, batch, prompt_with_targets=True)[0])
+  expected = np.where(inputs == EOS, 0, inputs)[1:, 1]
+  assert np.all(expected > EOS)
+  np.testing.assert_array_equal(tokens[1:, 0], expected)
+  # An end token is no prompt: this row is decoded as it is without one.
+  free = np.asarray(model.predict_batch(params, batch))
+  np.testing.assert_array_equal(tokens[0], free[0])
+  assert np.any(free[1:, 0] != expected)
+
+
+def test_feature_converters_are_given_by_class_or_by_name(tiny):
+  class Converter:
+    pass
+
+  assert tiny.model().FEATURE_CONVERTER_CLS == 'EncDecFeatureConverter'
+  chosen = models.EncoderDecoderModel(
+      tiny.module(), None, None, None, feature_converter_cls=Converter)
+  assert chosen.FEATURE_CONVERTER_CLS is Converter
+  assert models.DecoderOnlyModel(
+      tiny.module(), None, None,
+      feature_converter_cls=Converter).FEATURE_CONVERTER_CLS is Converter
+
+
+class Sowing(nn.Module):
+  """A network that notes what it does."""
+
+  transformer: nn.Module
+
+  @nn.compact
+  def __call__(self, *args, **kwargs):
+    logits = self.transformer(*args, **kwargs)
+    self.sow('intermediates', 'largest', jnp.max(logits))
+    return logits
+
+
+def test_scores_come_with_what_the_network_sowed(subject):
+  model, params, batch, logits = subject
+  scores, inside = model.score_batch(params, batch, return_intermediates=True)
+  np.testing.assert_allclose(scores, model.score_batch(params, batch))
+  assert inside.keys() == {'decoder'}
+  sown = inside['decoder']
+  np.testing.assert_array_equal(
+      sown['target_tokens'][0], batch['decoder_target_tokens'])
+  np.testing.assert_array_equal(
+      sown['loss_weights'][0], batch['decoder_loss_weights'])
+  np.testing.assert_allclose(
+      np.sum(sown['token_scores'][0], axis=1), scores, rtol=1e-6)
+  sowing = models.EncoderDecoderModel(Sowing(model.module), None, None, None)
+  _, inside = sowing.score_batch(
+      {'transformer': params}, batch, return_intermediates=True)
+  np.testing.assert_allclose(inside['largest'][0], np.max(logits), rtol=1e-6)
+
+
+def test_unknown_loss_options_are_refused(tiny):
+  with pytest.raises(TypeError, match='label_smothing'):
+    models.EncoderDecoderModel(
+        tiny.module(), None, None, None, label_smothing=0.1)
+
+
+@pytest.mark.parametrize('packed', [False, True])
+def test_loss_says_what_a_batch_is_made_of(tiny, packed):
+  model = tiny.model()
+  params, batch = tiny.params(model.module), tiny.batch()
+  names = ('encoder_input_tokens', 'decoder_target_tokens')
+  examples = {name: 8.0 for name in names}
+  if packed:  # Two examples in each row: the first token, and the rest.
+    for side, feature in zip(('encoder', 'decoder'), names, strict=True):
+      ids = np.where(batch[feature] > 0, 2, 0)
+      ids[:, 0] = 1
+      batch[f'{side}_segment_ids'] = ids
+    examples = {'encoder': 16.0, 'decoder': 16.0}
+  _, metrics = model.loss_fn(params, batch, None)
+  found = {name: metric.compute() for name, metric in metrics.items()
+           if name.startswith(('effective', 'non_padding'))}
+  real = [np.sum(batch[name] > 0) for name in names]
+  sizes = [batch[name].size for name in names]
+  assert found == pytest.approx({
+      **{f'effective_batch_size/{name}': n for name, n in examples.items()},
+      **{f'non_padding_fraction/{name}': n / size
+         for name, n, size in zip(examples, real, sizes, strict=True)},
+      'non_padding_fraction/loss_weights': real[1] / sizes[1],
+      'non_padding_fraction/overall': sum(real) / sum(sizes)})
+
+
+@pytest.mark.parametrize('row,count', [
+    ([1, 1, 3, 3, 0, 0], 2), ([0, 0, 0], 0), ([1, 1, 1], 1), ([0, 2, 2, 3], 2)])
+def test_packed_examples_are_counted(row, count):
+  assert models.count_packed_examples(jnp.array([row])) == count
+  assert models.count_packed_examples(jnp.array([row, row])) == 2 * count
