@@ -125,30 +125,34 @@ class EncoderDecoderModel(BaseTransformerModel):
   def _start_decoding(
       self, params: Params, batch: Batch
   ) -> tuple[decoding.TokensToLogits, decoding.Cache]:
-    """Encodes once; returns the step function and an empty cache."""
+    """Encodes once; returns the step function and the cache at the start."""
     rows, length = batch['decoder_input_tokens'].shape
     encoded = self.module.apply(
         {'params': params}, batch['encoder_input_tokens'],
         enable_dropout=False, method='encode')
 
-    def decode(variables, tokens, index, mutable):
+    def decode(variables, tokens, mutable, **options):
       return self.module.apply(
-          {'params': params, **variables}, encoded, tokens,
-          decoder_positions=jnp.reshape(index, (-1, 1)).astype(jnp.int32),
+          {'params': params, **variables}, encoded, tokens, **options,
           enable_dropout=False, max_decode_length=length, method='decode',
           mutable=mutable)
 
-    # One step sets up the variables: the projected encoding is kept; the values
-    # that it put into the cache are dropped, and so never computed.
+    # One step sets up the variables: the projected encoding is kept.
+    start = jnp.zeros((rows, 1), jnp.int32)
     _, variables = decode(
-        {}, jnp.zeros((rows, 1), jnp.int32), jnp.int32(0),
-        ['cache', 'encoded_kv'])
-    cache = jax.tree.map(jnp.zeros_like, variables.pop('cache'))
+        {}, start, ['cache', 'encoded_kv'],
+        decoder_target_tokens=jnp.ones_like(start))
+    cache = variables.pop('cache')
+    time = 1 + int(self.module.config.scan_layers)
+    if jax.tree.leaves(cache)[0].shape[time] == length:
+      # All that is in the cache comes again with the first token. Dropped, it
+      # is never computed. A longer cache holds a prompt of the decoder's.
+      cache = jax.tree.map(jnp.zeros_like, cache)
 
     def tokens_to_logits(state: decoding.DecodingState):
       logits, new = decode(
-          {**variables, 'cache': state.cache}, state.cur_token,
-          state.cur_index, ['cache'])
+          {**variables, 'cache': state.cache}, state.cur_token, ['cache'],
+          decoder_positions=jnp.reshape(state.cur_index, (-1, 1)))
       return logits[:, 0], new['cache']
 
     return tokens_to_logits, cache

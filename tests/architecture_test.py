@@ -31,8 +31,8 @@ ENGINE = {
 SCIENCE = {
     'prompts': ['numpy_files', 'masks', 'prompts'],
     'train': [
-        'train.prompts', 'train.layers', 'train.optim', 'train.partitioning',
-        'train.numpy_checkpoints', 'train.utils'],
+        'train.prompts', 'train.layers', 'train.models', 'train.optim',
+        'train.partitioning', 'train.numpy_checkpoints', 'train.utils'],
     'spot': ['spot.report'],
     'demo': [
         'demo.files', 'demo.language', 'demo.tasks', 'demo.pretraining',

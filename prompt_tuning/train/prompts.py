@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from flax import linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 from prompt_tuning import prompts
@@ -104,6 +105,22 @@ class Prompt(nn.Module):
     return self.combine(prompts.expand_to_batch(prompt, x), x_embed, x)
 
 
+def require_in_front(combine: CombinationFn) -> None:
+  """Fails unless a combination puts the prompt before all tokens.
+
+  Raises:
+    ValueError: if it puts it elsewhere.
+  """
+  with jax.ensure_compile_time_eval():
+    marked = combine(
+        jnp.ones((1, 2, 1)), jnp.zeros((1, 2, 1)), jnp.ones((1, 2), jnp.int32))
+    if marked.ravel().tolist() != [1, 1, 0, 0]:
+      raise ValueError(
+          f'A decoder takes a prompt in front of its tokens only, as they are '
+          f'fed one by one; set Prompt.combine to prefix_prompt, not {combine}.'
+      )
+
+
 def extend(
     prompt: Callable[..., Combined], x: Int[Array, 'B T'], sequence: Sequence
 ) -> Sequence:
@@ -118,7 +135,7 @@ def extend(
     sequence: the embedded tokens.
 
   Returns:
-    A sequence of P more places, counted anew.
+    A sequence of P more places, counted anew; they belong to its prefix.
 
   Raises:
     ValueError: if a row holds several examples, or has places of its own.
@@ -128,6 +145,10 @@ def extend(
         'Packed examples cannot have prompts: every one would need its own. '
         'Set DatasetConfig.pack = False.')
   combined = prompt(x, sequence.x)
-  size = combined.shape[1] - x.shape[1]
-  return Sequence.create(combined, jnp.pad(
-      sequence.valid, ((0, 0), (size, 0)), constant_values=True))
+  front = ((0, 0), (combined.shape[1] - x.shape[1], 0))
+  prefix = sequence.prefix
+  if prefix is not None:
+    prefix = jnp.pad(prefix, front, constant_values=True)
+  return Sequence.create(
+      combined, jnp.pad(sequence.valid, front, constant_values=True),
+      prefix=prefix)

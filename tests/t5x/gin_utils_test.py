@@ -159,13 +159,16 @@ def test_unknown_binding_of_the_command_line(tmp_path):
 
 @pytest.mark.parametrize('binding,match', [
     ('t5x.decoding.temperature_sample.temprature = 0.5', "'temperature'"),
+    ('t5x.models.EncoderDecoderModel.label_smothing = 0', "'label_smoothing'"),
+    ('t5x.models.EncoderDecoderModel.decode_fnn = 0', "'decode_fn'"),
     ('train.eval_perod = 5', "'eval_period'"),
     ('train.stats_perod = 5', "'stats_period'")])
 def test_a_misspelt_option_is_refused_when_parsed(tmp_path, binding, match):
   with gin_utils.main_function(train.train):
     message = fails(
-        tmp_path, 'from t5x import decoding\n'
-        'decoding.temperature_sample.topk = 5\n', binding)
+        tmp_path, 'from t5x import decoding\nfrom t5x import models\n'
+        'decoding.temperature_sample.topk = 5\n'
+        'models.EncoderDecoderModel.z_loss = 0.0\n', binding)
   assert f'did you mean {match}' in message
 
 

@@ -127,7 +127,7 @@ class Decoder(nn.Module):
       max_decode_length: None, or the length of the decoding cache.
 
     Returns:
-      Scores of the next token at every place.
+      Scores of the next token after every token.
     """
     keys = target
     if max_decode_length is not None:
@@ -141,8 +141,8 @@ class Decoder(nn.Module):
     x = self.dropout(target.x, deterministic)
     for layer in [self.decoder] if self.config.scan_layers else self.layers:
       x, _ = layer(x, context, deterministic)
-    x = self.dropout(self.decoder_norm(x), deterministic)
-    return self.logits(x)
+    x = self.decoder_norm(x[:, target.first_token:])
+    return self.logits(self.dropout(x, deterministic))
 
   def embed(
       self,

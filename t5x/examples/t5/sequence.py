@@ -31,6 +31,8 @@ class Sequence(flax.struct.PyTreeNode):
       when a row holds one example.
     prefix: True at places that see each other whatever their order, `[B, T]`:
       the input of a prefix language model. None when there are none.
+    lead: places before a row's first token that are no tokens, but a decoder's
+      prompt; no logits are wanted there.
   """
 
   x: Float[Array, 'B T H']
@@ -38,6 +40,7 @@ class Sequence(flax.struct.PyTreeNode):
   positions: Int[Array, '#B T']
   segments: Int[Array, 'B T'] | None = None
   prefix: Bool[Array, 'B T'] | None = None
+  lead: int = flax.struct.field(pytree_node=False, default=0)
 
   @classmethod
   def create(
@@ -53,18 +56,24 @@ class Sequence(flax.struct.PyTreeNode):
       positions = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
     return cls(x, valid, positions, segments, prefix)
 
-  def in_cache(self, length: int) -> Self:
+  @property
+  def first_token(self) -> int:
+    """Where tokens begin; a decoding step is one token, without the lead."""
+    return self.lead if self.x.shape[1] > self.lead else 0
+
+  def in_cache(self, max_decode_length: int) -> Self:
     """The keys of a decoding cache into which this part is being written.
 
     Places that are not written yet come later than all queries that count, so
     that causal attention hides them.
 
     Args:
-      length: places of the cache.
+      max_decode_length: tokens for which the cache has room, besides the lead.
 
     Returns:
       A sequence of that length; its `x` is not used.
     """
+    length = self.lead + max_decode_length
     places = jnp.arange(length, dtype=jnp.int32)[None]
     prefix = self.prefix
     if prefix is not None:
