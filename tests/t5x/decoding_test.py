@@ -1,6 +1,7 @@
 import functools
 import inspect
 import math
+import re
 
 from flax import core
 import jax
@@ -253,6 +254,19 @@ def test_rows_that_never_end_return_their_live_beams():
   assert not ended[::2].any() and ended[1::2, -1].all()
 
 
+# More beams than there are sequences: what fills the others never counts.
+def test_beams_without_a_sequence_do_not_end():
+  logits, inputs = random_table(10, 3, 3, seed=26), starts(10, 3, 3)
+  logits[..., EOS] = -1e9
+  table = scipy.special.log_softmax(logits, axis=-1)
+  tokens, scores = beams(table, inputs, num_decodes=12, alpha=0.6)
+  assert np.all(np.sum(scores > REAL, axis=1) == 8)
+  assert not np.any(tokens[:, 4:] == EOS)
+  np.testing.assert_allclose(
+      np.sum(np.exp(scores[:, 4:]), axis=1), 1.0, rtol=1e-5)
+  assert all(len(np.unique(row, axis=0)) == 8 for row in tokens[:, 4:])
+
+
 # Start, two given tokens (the second is the end of a sentence), free after.
 FORCED = np.array([[0, 3, 1, 0, 0], [4, 2, 0, 0, 0], [2, 0, 0, 0, 0]])
 
@@ -444,6 +458,23 @@ def test_the_cache_follows_its_decode(strategy):
     tokens, scores = run(*from_cache(inputs, axis), cache_offset=axis)
     np.testing.assert_array_equal(tokens, expected_tokens)
     np.testing.assert_allclose(scores, expected_scores, rtol=1e-5)
+
+
+def test_a_cache_that_is_cut_over_devices_stays_where_it_is():
+  mesh = jax.make_mesh(
+      (8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
+  cut = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
+  inputs = jax.device_put(np.int32(starts(16, 7, 6)), cut)
+  cache = {'key': jax.device_put(np.zeros((16, 7, 2, 5), np.float32), cut)}
+
+  def tokens_to_logits(state):
+    key = state.cache['key'] + jnp.float32(state.cur_token[..., None, None])
+    return jnp.sum(jnp.sin(key), axis=(1, 2)), {'key': key}
+
+  program = jax.jit(lambda inputs, cache: decoding.beam_search(
+      inputs, cache, tokens_to_logits, EOS)).lower(inputs, cache).compile()
+  gathered = re.findall(r'\w+\[([\d,]*)\]\S* all-gather', program.as_text())
+  assert not [shape for shape in gathered if shape.count(',') > 2]
 
 
 # Prompts of different lengths, by position of the first token to feed.
