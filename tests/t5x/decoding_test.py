@@ -257,9 +257,10 @@ def test_rows_that_never_end_return_their_live_beams():
 # More beams than there are sequences: what fills the others never counts.
 def test_beams_without_a_sequence_do_not_end():
   logits, inputs = random_table(10, 3, 3, seed=26), starts(10, 3, 3)
-  logits[..., EOS] = -1e9
+  logits[..., EOS] = -40.0  # Every end is given up.
   table = scipy.special.log_softmax(logits, axis=-1)
-  tokens, scores = beams(table, inputs, num_decodes=12, alpha=0.6)
+  tokens, scores = beams(
+      table, inputs, num_decodes=12, alpha=0.6, min_log_prob=-30.0)
   assert np.all(np.sum(scores > REAL, axis=1) == 8)
   assert not np.any(tokens[:, 4:] == EOS)
   np.testing.assert_allclose(
