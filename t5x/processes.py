@@ -28,7 +28,7 @@ _FAILURE = 't5x/failure'
 _SEEN = 't5x/seen'
 _FINISHED = 't5x/finished'
 _LOOK_SECONDS = 1.0
-_PARTING_SECONDS = 10.0
+_PARTING_SECONDS = 5.0
 _A_WEEK_MS = 7 * 24 * 3_600_000
 
 
