@@ -1,82 +1,51 @@
-"""Reads T5X's native checkpoint layout: msgpack and tensorstore zarr.
+"""Reads T5X's native checkpoint layout: msgpack and zarr.
 
     checkpoint_<step>/checkpoint           msgpack: names, small arrays
     checkpoint_<step>/target.<name>/       zarr: one directory per large array
 
-Files are read through tensorstore's key-value stores, so a local path and
-`gs://bucket/path` are the same thing. The content is untrusted: nothing is
-unpickled or evaluated, names cannot leave the directory, and an array is only
-allocated once its declared shape is the expected one.
+and what Orbax wrote in 2023, which differs in how the msgpack file names the
+zarr directories. Files are read through tensorstore's key-value stores, so a
+local path and `gs://bucket/path` are the same thing. The content is untrusted:
+nothing is unpickled or evaluated, names cannot leave the directory, and an
+array is only allocated once its declared shape is the expected one.
+
+What is detected: every damage to a gzip chunk, and every damage to the msgpack
+file that changes a name, a shape or a dtype. What cannot be: a flipped bit in
+the values of an array that stands in the msgpack file, which keeps no sum over
+them; `t5x.manifest` closes that for checkpoints that carry one.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-import contextlib
+from collections.abc import Iterator, Mapping
 import dataclasses
-import functools
-import math
 import posixpath
 import struct
 from typing import Any
 
 from flax import serialization
-import jax
 import msgpack
 import numpy as np
+from t5x import lazy_arrays
+from t5x import zarr_arrays
 import tensorstore as ts
 
-# The layout's own versions; before 2 names differ, 2 stored bfloat16 as uint16.
-_READABLE_VERSIONS = (3,)
+CheckpointError = lazy_arrays.CheckpointError
+LazyArray = lazy_arrays.LazyArray
 
-
-class CheckpointError(ValueError):
-  """A checkpoint that cannot be used, named with the file and the fix."""
-
-
-@dataclasses.dataclass(frozen=True)
-class LazyArray:
-  """An array of a checkpoint that is read when asked for.
-
-  Attributes:
-    name: its name in the checkpoint, `target/...`.
-    shape: declared shape.
-    dtype: declared dtype.
-    read_slice: reads a part, given one slice per axis.
-  """
-
-  name: str
-  shape: tuple[int, ...]
-  dtype: np.dtype
-  read_slice: Callable[[tuple[slice, ...]], np.ndarray]
-
-  @property
-  def nbytes(self) -> int:
-    """Bytes that `get` allocates."""
-    return math.prod(self.shape) * self.dtype.itemsize
-
-  def get(self) -> np.ndarray:
-    """The whole array."""
-    return self.read_slice((slice(None),) * len(self.shape))
-
-  def put(self, sharding: jax.sharding.Sharding, dtype: Any) -> jax.Array:
-    """The array on devices; every process reads only what it holds."""
-    return jax.make_array_from_callback(
-        self.shape, sharding,
-        lambda index: np.asarray(self.read_slice(index or ())).astype(dtype))
-
-
-def open_store(directory: str) -> ts.KvStore:
-  """A key-value store over a local directory or a `gs://`, `s3://` address."""
-  if '://' in directory:
-    return ts.KvStore.open(directory.rstrip('/') + '/').result()
-  path = posixpath.abspath(directory).rstrip('/') + '/'
-  return ts.KvStore.open({'driver': 'file', 'path': path}).result()
+# Of the layout. 0 is a Flax state without a version; 2 keeps bfloat16 in zarr
+# as uint16 of the same bits; 3 (June 2021) is what nearly all published ones
+# have. What 1 was is not known.
+_READABLE_VERSIONS = (0, 2, 3)
+# How Orbax's msgpack file names a zarr directory.
+_PLACEHOLDER = 'PLACEHOLDER://'
+# The name that its state had before it was split into target and state.
+_OLD_ROOT = '_optimizer/'
 
 
 def read_native(directory: str) -> dict[str, LazyArray]:
-  """Opens a checkpoint in T5X's native layout.
+  """Opens a checkpoint in T5X's native layout, or in Orbax's of 2023.
 
   Args:
-    directory: `checkpoint_<step>`, local or remote.
+    directory: the folder of the file `checkpoint`, local or remote.
 
   Returns:
     From flat name (`target/...`, `state/step`, `state/param_states/...`) to
@@ -85,7 +54,24 @@ def read_native(directory: str) -> dict[str, LazyArray]:
   Raises:
     CheckpointError: if it is not such a checkpoint, or a damaged one.
   """
-  store = open_store(directory)
+  store = lazy_arrays.open_store(directory)
+  content = _read_index(store, directory)
+  version = content.get('version', 0)
+  if version not in _READABLE_VERSIONS:
+    raise CheckpointError(
+        f'{directory}/checkpoint has version {version}; this reads versions '
+        f'{_READABLE_VERSIONS}. Convert it with T5X.')
+  tree = content['optimizer'] if 'version' in content else content
+  arrays = {}
+  for full_name, leaf in _leaves(tree):
+    name = full_name.removeprefix(_OLD_ROOT)
+    if leaf is not None:
+      arrays[name] = _lazy(name, leaf, store, directory, version)
+  return arrays
+
+
+def _read_index(store: ts.KvStore, directory: str) -> Mapping[str, Any]:
+  """The msgpack file; it holds a state, with or without a version."""
   blob = store.read('checkpoint').result()
   if blob.state != 'value':
     raise CheckpointError(
@@ -93,24 +79,19 @@ def read_native(directory: str) -> dict[str, LazyArray]:
         "T5X's native layout.")
   try:
     content = serialization.msgpack_restore(bytes(blob.value))
-    version = content['version']
-    tree = dict(content['optimizer'])
-  except (ValueError, KeyError, TypeError, struct.error,
+    tree = content['optimizer'] if 'version' in content else content
+    if not isinstance(tree.get('target', tree.get('_optimizer')), Mapping):
+      raise ValueError('it has no parameters under target')
+  except (ValueError, KeyError, TypeError, AttributeError, struct.error,
           msgpack.exceptions.UnpackException) as error:
     raise CheckpointError(
         f'{directory}/checkpoint is not a T5X checkpoint, or it is damaged '
         f'({type(error).__name__}: {error}); copy it again.') from error
-  if version not in _READABLE_VERSIONS:
-    raise CheckpointError(
-        f'{directory}/checkpoint has version {version}; this reads version '
-        f'{_READABLE_VERSIONS[0]} (June 2021 and later). Convert it with T5X.')
-  return {
-      name: _lazy(name, leaf, store, directory)
-      for name, leaf in _leaves(tree) if leaf is not None
-  }
+  return content
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = ''):
+def _leaves(
+    tree: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
   """Flat names and leaves; a tensorstore spec is a leaf."""
   for key, value in tree.items():
     name = f'{prefix}{key}'
@@ -121,112 +102,79 @@ def _leaves(tree: Mapping[str, Any], prefix: str = ''):
 
 
 def _lazy(
-    name: str, leaf: Any, store: ts.KvStore, directory: str) -> LazyArray:
+    name: str, leaf: Any, store: ts.KvStore, directory: str, version: int
+) -> LazyArray:
   """An array that stands in the msgpack file, or one kept beside it."""
+  if isinstance(leaf, str) and leaf.startswith(_PLACEHOLDER):
+    return _placeholder(name, leaf, store, directory)
   if isinstance(leaf, Mapping):
-    return _lazy_zarr(name, leaf, store, directory)
+    return _specified(name, leaf, store, directory, version)
   if not isinstance(leaf, np.ndarray | np.generic | int | float):
     raise CheckpointError(
         f'{directory}/checkpoint: {name} is a {type(leaf).__name__}; expected '
         'an array.')
-  array = np.asarray(leaf)
-  return LazyArray(name, array.shape, array.dtype, lambda index: array[index])
+  return lazy_arrays.of_array(name, np.asarray(leaf))
 
 
-def _lazy_zarr(
-    name: str, spec: Mapping[str, Any], store: ts.KvStore, directory: str
+def _is_key_of(name: str, key: str) -> bool:
+  """Whether a directory is the one of a name, and inside the checkpoint."""
+  return key == name.replace('/', '.') and key.strip('.') != ''
+
+
+def _placeholder(
+    name: str, leaf: str, store: ts.KvStore, directory: str) -> LazyArray:
+  """An array that Orbax kept in a zarr directory of its name."""
+  key = leaf.removeprefix(_PLACEHOLDER)
+  if not _is_key_of(name, key.removeprefix(_OLD_ROOT.replace('/', '.'))):
+    raise CheckpointError(
+        f'{directory}/checkpoint: {name} is kept in {key!r}, a name of '
+        'something else; the file is damaged. Copy the checkpoint again.')
+  place = f'{directory}/{key}'
+  header = zarr_arrays.read_header(store / f'{key}/', place)
+  return LazyArray(
+      name, header.shape, header.dtype, zarr_arrays.reader(
+          store / f'{key}/', place, header.shape, header.dtype))
+
+
+def _specified(
+    name: str, spec: Mapping[str, Any], store: ts.KvStore, directory: str,
+    version: int,
 ) -> LazyArray:
   """An array kept in a zarr directory of the checkpoint.
 
   The spec may name other stores (`gfile`, `gcs` with a dummy bucket) and keep
   its path and dtype in several places; only its path, shape and dtype are
-  believed, and the path is taken as relative to the checkpoint.
+  believed. T5X derives the path from the name, so another one is damage: it
+  would lead to another parameter of the same shape.
   """
   metadata, kvstore = (
       entry if isinstance(entry, Mapping) else {}
       for entry in (spec.get('metadata'), spec.get('kvstore')))
-  path = spec.get('path') or kvstore.get('path') or ''
-  key = posixpath.normpath(str(path).rstrip('/'))
-  if spec.get('driver') != 'zarr' or key.startswith(('/', '..')) or key == '.':
+  path = str(spec.get('path') or kvstore.get('path') or '')
+  key = posixpath.normpath(path.rstrip('/'))
+  if spec.get('driver') != 'zarr' or not _is_key_of(name, key):
     raise CheckpointError(
         f'{directory}/checkpoint: {name} is kept in {path!r} by the driver '
-        f'{spec.get("driver")!r}; expected a zarr directory inside the '
-        'checkpoint.')
+        f'{spec.get("driver")!r}; expected zarr in '
+        f'{name.replace("/", ".")!r}. The file is damaged or not by T5X.')
   try:
-    shape = tuple(metadata.get('shape', ()))
-    dtype = ts.dtype(_plain_dtype(spec.get('dtype') or metadata.get('dtype')))
-  except (TypeError, ValueError) as error:
+    shape = zarr_arrays.sizes(list(metadata['shape']))
+    named = {zarr_arrays.plain_dtype(entry) for entry in (
+        spec.get('dtype'), metadata.get('dtype')) if entry is not None}
+    (dtype,) = {ts.dtype(entry).numpy_dtype for entry in named}
+  except (KeyError, TypeError, ValueError) as error:
     raise CheckpointError(
         f'{directory}/checkpoint: {name} declares no usable shape and dtype '
         f'({error}); copy the checkpoint again.') from error
-  reader = zarr_reader(store / f'{key}/', f'{directory}/{key}', shape, dtype)
-  return LazyArray(name, shape, dtype.numpy_dtype, reader)
-
-
-def zarr_reader(
-    store: ts.KvStore, place: str, shape: tuple[int, ...], dtype: ts.dtype
-) -> Callable[[tuple[slice, ...]], np.ndarray]:
-  """A function that reads slices of a zarr array, opened when first needed.
-
-  Args:
-    store: where the array is.
-    place: how errors name it.
-    shape: the shape it must have.
-    dtype: the dtype it must have.
-
-  Returns:
-    From one slice per axis to values; it raises CheckpointError.
-  """
-
-  @functools.cache
-  def opened() -> ts.TensorStore:
-    kept = _open_zarr(store, place)
-    if (kept.shape, kept.dtype) != (shape, dtype):
-      raise CheckpointError(
-          f'{place} holds {kept.dtype.name}{list(kept.shape)}, but the '
-          f'checkpoint declares {dtype.name}{list(shape)}; it is damaged.')
-    return kept
-
-  def read_slice(index: tuple[slice, ...]) -> np.ndarray:
-    with _naming(place):
-      return opened()[index].read().result()
-
-  return read_slice
-
-
-def _open_zarr(store: ts.KvStore, place: str) -> ts.TensorStore:
-  """Opens a zarr array that has all of its chunks.
-
-  Without a fill value every chunk is written; a missing one is damage that
-  tensorstore would read as zeros.
-  """
-  with _naming(place):
-    kept = ts.open({'driver': 'zarr', 'kvstore': store.spec().to_json()},
-                   open=True, read=True).result()
-    keys = {key.decode() for key in store.list().result()}
-  grid = [-(-size // chunk) for size, chunk in zip(
-      kept.shape, kept.chunk_layout.read_chunk_template.shape, strict=True)]
-  chunks = len(keys - {'.zarray', '.zattrs'})
-  if chunks != math.prod(grid):
+  array = LazyArray(name, shape, dtype, zarr_arrays.reader(
+      store / f'{key}/', f'{directory}/{key}', shape, dtype))
+  if dtype != np.uint16:
+    return array
+  if version != 2:
     raise CheckpointError(
-        f'{place} has {chunks} chunks instead of {math.prod(grid)}; copy the '
-        'checkpoint again.')
-  return kept
-
-
-@contextlib.contextmanager
-def _naming(place: str) -> Iterator[None]:
-  """Turns tensorstore's errors into ones that name the place."""
-  try:
-    yield
-  except CheckpointError:
-    raise
-  except ValueError as error:
-    raise CheckpointError(
-        f'{place} cannot be read ({error}); copy the checkpoint again.'
-    ) from error
-
-
-def _plain_dtype(name: str | None) -> str:
-  """`<f4` and `float32` are the same dtype."""
-  return np.dtype(name).name if name and name[0] in '<>|' else str(name)
+        f'{directory}/checkpoint: {name} has dtype uint16, which version '
+        f'{version} does not use; convert the checkpoint with T5X.')
+  bfloat16 = ts.bfloat16.numpy_dtype
+  return dataclasses.replace(
+      array, dtype=bfloat16,
+      read_slice=lambda index: array.read_slice(index).view(bfloat16))

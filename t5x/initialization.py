@@ -5,7 +5,7 @@ values. The frozen part is never in a save; it always comes from where the run
 took it at first, and its fingerprint must not have changed.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 import dataclasses
 import logging
 import re
@@ -19,11 +19,11 @@ from t5x import checkpoints
 from t5x import fingerprint
 from t5x import models
 from t5x import partitioning
-from t5x import state_utils
+from t5x import restoration
 from t5x import train_state as train_state_lib
 from t5x import trainer as trainer_lib
 
-LazyArray = checkpoints.LazyArray
+load_parameters = restoration.load_parameters
 Parameters = train_state_lib.Parameters
 ParameterInfos = train_state_lib.ParameterInfos
 
@@ -222,60 +222,6 @@ def _step_of(directory: str) -> int:
   return int(step.get())
 
 
-def load_parameters(
-    infos: ParameterInfos,
-    placement: Mapping[str, partitioning.NamedSharding],
-    restore: checkpoints.RestoreCheckpointConfig | None,
-    directory: str | None,
-    init: Callable[[list[str]], Parameters],
-) -> Parameters:
-  """All parameters: from the initial checkpoint, and fresh where it is ruled.
-
-  Args:
-    infos: what is known of every parameter.
-    placement: where every parameter lives.
-    restore: the rules; see `RestoreCheckpointConfig`.
-    directory: the initial checkpoint; None initialises everything.
-    init: from paths to fresh values.
-
-  Returns:
-    The parameters, placed.
-
-  Raises:
-    CheckpointError: if a parameter is in neither, or has another shape.
-  """
-  if directory is None or restore is None:
-    return init(list(infos))
-  arrays = with_stacked_layers(checkpoints.open_checkpoint(directory), infos)
-  names = {f'target/{path}': path for path in infos}
-  sources = state_utils.resolve_assignment_map(
-      list(names), arrays, restore.assignment_map)
-  if missing := sorted(names.keys() - sources.keys()):
-    raise checkpoints.CheckpointError(
-        f'{directory} has no {missing[0]!r} ({len(missing)} of the '
-        f"model's {len(names)} parameters are missing). Nearest: "
-        f'{state_utils.nearest(missing[0], arrays)}. Map it with '
-        'RestoreCheckpointConfig.assignment_map, or name None there to '
-        'initialise it.')
-  fresh = [names[name] for name, source in sources.items() if source is None]
-  if fresh and not restore.fallback_to_scratch:
-    raise checkpoints.CheckpointError(
-        f'The assignment map leaves {fresh[0]!r} without a value; set '
-        'RestoreCheckpointConfig.fallback_to_scratch = True to initialise it.')
-  restored = {}
-  for name, source in sources.items():
-    if source is None:
-      continue
-    path = names[name]
-    if arrays[source].shape != infos[path].shape:
-      raise checkpoints.CheckpointError(
-          f'{directory}: {source} has shape {list(arrays[source].shape)}, but '
-          f'the model has {list(infos[path].shape)}. Use the model file of the '
-          "checkpoint's size.")
-    restored[path] = arrays[source].put(placement[path], infos[path].dtype)
-  return init(fresh) | restored
-
-
 def _restored_dtypes(
     infos: ParameterInfos,
     restore: checkpoints.RestoreCheckpointConfig | None,
@@ -291,48 +237,6 @@ def _restored_dtypes(
       else dataclasses.replace(info, dtype=dtype)
       for path, info in infos.items()
   }
-
-
-def with_stacked_layers(
-    arrays: Mapping[str, LazyArray], infos: ParameterInfos
-) -> dict[str, LazyArray]:
-  """Adds stacked views of per-layer entries that a scanned model wants.
-
-  `encoder/encoder/mlp/wo/kernel` of a scanned model is `encoder/layers_0/mlp/
-  wo/kernel`, `encoder/layers_1/...` in a checkpoint without scanning.
-
-  Args:
-    arrays: a checkpoint.
-    infos: the model's parameters; an axis named `layers` is a stack.
-
-  Returns:
-    The checkpoint's entries and the views, each read layer by layer.
-  """
-  views = dict(arrays)
-  for path, info in infos.items():
-    if f'target/{path}' in arrays or 'layers' not in info.axes:
-      continue
-    axis = info.axes.index('layers')
-    stack, _, rest = path.split('/', 2)
-    names = [f'target/{stack}/layers_{i}/{rest}'
-             for i in range(info.shape[axis])]
-    if all(name in arrays for name in names):
-      views[f'target/{path}'] = _stacked(
-          f'target/{path}', [arrays[name] for name in names], axis)
-  return views
-
-
-def _stacked(name: str, layers: list[LazyArray], axis: int) -> LazyArray:
-  """Several arrays as one with a new axis."""
-  shape = list(layers[0].shape)
-  shape.insert(axis, len(layers))
-
-  def read_slice(index: tuple[slice, ...]) -> np.ndarray:
-    rest = index[:axis] + index[axis + 1:]
-    chosen = layers[index[axis]]
-    return np.stack([layer.read_slice(rest) for layer in chosen], axis)
-
-  return LazyArray(name, tuple(shape), layers[0].dtype, read_slice)
 
 
 def start(
@@ -368,16 +272,26 @@ def start(
   placement = train_state_lib.shardings(infos, trainer.partitioner)
   template = train_state_lib.template(infos, placement, trainer.optimizer)
   save = origin.last_save
+  transformations = restore.state_transformation_fns if restore else ()
   if save is not None and not template.frozen:
-    state = checkpoints.restore_run(save.directory, template)
+    state = checkpoints.restore_run(save.directory, template, transformations)
     return Start(state, save.record, {}, infos)
 
-  parameters = load_parameters(
-      infos, placement, restore, origin.initial_checkpoint,
-      lambda paths: train_state_lib.initialize(
-          init_fn, init_key, paths, placement))
-  state = train_state_lib.create(
-      origin.first_step, parameters, template, trainer.optimizer)
+  def fresh(paths: list[str]) -> Parameters:
+    return train_state_lib.initialize(init_fn, init_key, paths, placement)
+
+  directory = origin.initial_checkpoint
+  if directory is None or restore is None:
+    state = train_state_lib.create(
+        origin.first_step, fresh(list(infos)), template, trainer.optimizer)
+  else:
+    arrays = restoration.restorable(infos, restore, directory)
+    state = train_state_lib.create(
+        origin.first_step,
+        restoration.load(arrays, infos, placement, restore, directory, fresh),
+        template, trainer.optimizer)
+    if restore.strict and save is None:
+      state = restoration.with_optimizer_state(state, arrays, directory)
   initial, base = {}, None
   if state.frozen:
     initial = jax.tree.map(jnp.copy, state.trainable)  # Steps donate theirs.
@@ -388,7 +302,7 @@ def start(
     record = checkpoints.RunRecord(origin.first_step, origin.seed, base=base)
     return Start(state, record, initial, infos)
   _require_same_base(save, base)
-  state = checkpoints.restore_run(save.directory, state)
+  state = checkpoints.restore_run(save.directory, state, transformations)
   return Start(state, save.record, initial, infos)
 
 

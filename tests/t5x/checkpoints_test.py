@@ -5,15 +5,12 @@ import shutil
 import subprocess
 import sys
 
-from flax import serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from t5x import checkpoint_importer
 from t5x import checkpoints
 from t5x import train_state
-import tensorstore as ts
 
 PROMPT = r'.*/prompt/.*'
 RECORD = checkpoints.RunRecord(
@@ -242,112 +239,6 @@ def test_unknown_settings_are_refused(make, match):
     make()
 
 
-# T5X's native layout, in the variants that are found in the wild.
-
-
-def _native(folder: pathlib.Path, leaf, version=3) -> str:
-  """A checkpoint of one zarr array, declared as `leaf`, and a step."""
-  values = np.arange(12, dtype=np.float32).reshape(3, 4)
-  ts.open({
-      'driver': 'zarr',
-      'kvstore': {'driver': 'file', 'path': f'{folder}/target.a.b/'},
-      'metadata': {'shape': [3, 4], 'chunks': [2, 4], 'dtype': '<f4',
-                   'compressor': {'id': 'gzip', 'level': 1}},
-  }, create=True).result().write(values).result()
-  tree = {'version': version, 'optimizer': {
-      'target': {'a': {'b': leaf, 'none': None, 'inline': np.ones(2)}},
-      'state': {'step': np.int32(5)}}}
-  (folder / 'checkpoint').write_bytes(serialization.msgpack_serialize(tree))
-  return str(folder)
-
-
-def _spec(**changes):
-  return {'driver': 'zarr', 'dtype': 'float32',
-          'kvstore': {'driver': 'file', 'path': 'target.a.b/'},
-          'metadata': {'shape': [3, 4], 'chunks': [2, 4]}} | changes
-
-
-@pytest.mark.parametrize('leaf', [
-    _spec(),
-    _spec(kvstore={'driver': 'gfile', 'path': 'target.a.b'}),
-    _spec(kvstore={'driver': 'gcs', 'bucket': 't5x-dummy-bucket',
-                   'path': 'target.a.b/'}),
-    _spec(path='target.a.b', kvstore={'driver': 'gfile'}),
-    {k: v for k, v in _spec(metadata={
-        'shape': [3, 4], 'dtype': '<f4'}).items() if k != 'dtype'},
-])
-def test_native_variants_are_read(tmp_path, leaf):
-  arrays = checkpoint_importer.read_native(_native(tmp_path, leaf))
-  assert sorted(arrays) == ['state/step', 'target/a/b', 'target/a/inline']
-  np.testing.assert_array_equal(
-      arrays['target/a/b'].get(),
-      np.arange(12, dtype=np.float32).reshape(3, 4))
-  np.testing.assert_array_equal(
-      arrays['target/a/b'].read_slice((slice(1, 3), slice(0, 2))),
-      [[4, 5], [8, 9]])
-  assert arrays['state/step'].get() == 5
-  assert arrays['target/a/b'].nbytes == 48
-
-
-@pytest.mark.parametrize('leaf', [
-    _spec(metadata=[1]), _spec(kvstore='file:///etc/'), _spec(dtype='float33'),
-    _spec(metadata={'shape': 3}), {'driver': 'zarr'}])
-def test_native_specs_that_say_nonsense_are_refused(tmp_path, leaf):
-  with pytest.raises(checkpoint_importer.CheckpointError, match='target'):
-    checkpoint_importer.read_native(_native(tmp_path, leaf))['target/a/b'].get()
-
-
-def test_a_native_tree_that_is_none_is_refused(tmp_path):
-  (tmp_path / 'checkpoint').write_bytes(
-      serialization.msgpack_serialize({'version': 3, 'optimizer': 5}))
-  with pytest.raises(checkpoint_importer.CheckpointError, match='damaged'):
-    checkpoint_importer.read_native(str(tmp_path))
-
-
-def test_load_t5x_checkpoint_nests_and_casts(tmp_path):
-  tree = checkpoints.load_t5x_checkpoint(
-      _native(tmp_path, _spec()), restore_dtype=np.float16)
-  assert tree['target']['a']['b'].dtype == np.float16
-  assert tree['state']['step'] == 5
-  lazy = checkpoints.load_t5x_checkpoint(str(tmp_path), lazy_parameters=True)
-  assert isinstance(lazy['target']['a']['b'], checkpoints.LazyArray)
-
-
-@pytest.mark.parametrize('leaf,match', [
-    (_spec(kvstore={'driver': 'file', 'path': '../secret'}), 'secret'),
-    (_spec(kvstore={'driver': 'file', 'path': '/etc'}), '/etc'),
-    (_spec(driver='n5'), 'n5'),
-    (_spec(metadata={'shape': [3, 5]}), r'\[3, 4\].*\[3, 5\]'),
-    (_spec(dtype='float64'), 'float32.*float64'),
-    (_spec(kvstore={'driver': 'file', 'path': 'target.gone'}), 'target.gone'),
-    ('a word', 'str'),
-])
-def test_hostile_or_damaged_native_checkpoints_are_refused(
-    tmp_path, leaf, match):
-  with pytest.raises(checkpoints.CheckpointError, match=match):
-    checkpoint_importer.read_native(
-        _native(tmp_path, leaf))['target/a/b'].get()
-
-
-def test_a_missing_chunk_is_not_read_as_zeros(tmp_path):
-  folder = _native(tmp_path, _spec())
-  (tmp_path / 'target.a.b' / '1.0').unlink()
-  with pytest.raises(checkpoints.CheckpointError, match='1 chunks instead'):
-    checkpoint_importer.read_native(folder)['target/a/b'].get()
-
-
-@pytest.mark.parametrize('content', [b'', b'\x80', b'no msgpack', b'\xc1' * 9])
-def test_a_broken_index_is_refused(tmp_path, content):
-  (tmp_path / 'checkpoint').write_bytes(content)
-  with pytest.raises(checkpoints.CheckpointError, match='checkpoint'):
-    checkpoint_importer.read_native(str(tmp_path))
-
-
-def test_old_versions_are_refused(tmp_path):
-  with pytest.raises(checkpoints.CheckpointError, match='version 1'):
-    checkpoint_importer.read_native(_native(tmp_path, _spec(), version=1))
-
-
 def test_published_checkpoint(shared_data):
   folder = str(shared_data / 't5x_tiny')
   arrays = checkpoints.open_checkpoint(checkpoints.find_checkpoint(folder))
@@ -358,23 +249,6 @@ def test_published_checkpoint(shared_data):
   paths = {n.removeprefix('target/') for n in arrays
            if n.startswith('target/')}
   assert 'encoder/layers_1/mlp/wi_0/kernel' in paths
-
-
-def test_put_reads_only_what_a_device_holds(tmp_path):
-  arrays = checkpoint_importer.read_native(_native(tmp_path, _spec()))
-  mesh = jax.make_mesh((4,), ('model',), devices=jax.devices()[:4],
-                       axis_types=(jax.sharding.AxisType.Auto,))
-  sharding = jax.sharding.NamedSharding(
-      mesh, jax.sharding.PartitionSpec(None, 'model'))
-  read = []
-  array = arrays['target/a/b']
-  spy = dataclasses.replace(array, read_slice=lambda index: (
-      read.append(index), array.read_slice(index))[1])
-  placed = spy.put(sharding, jnp.bfloat16)
-  assert placed.dtype == jnp.bfloat16 and placed.sharding == sharding
-  np.testing.assert_array_equal(np.asarray(placed, np.float32), array.get())
-  assert len(read) == 4 and all(
-      index[1].stop - index[1].start == 1 for index in read)
 
 
 def test_train_state_is_nested_and_flat():

@@ -219,7 +219,7 @@ def test_a_specific_checkpoint_must_be_one(base, tmp_path):
 def test_a_step_that_is_no_number_is_refused_unread(tmp_path):
   # Declared so large that reading it would exhaust any memory.
   leaf = {'driver': 'zarr', 'dtype': 'int32',
-          'kvstore': {'driver': 'file', 'path': 'step/'},
+          'kvstore': {'driver': 'file', 'path': 'state.step/'},
           'metadata': {'shape': [2**36], 'chunks': [2**36]}}
   folder = tmp_path / 'checkpoint_1'
   folder.mkdir()

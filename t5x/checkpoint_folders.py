@@ -1,0 +1,122 @@
+"""Finds a checkpoint among folders, and opens whichever layout it has."""
+
+import os
+import re
+
+from etils import epath
+from t5x import checkpoint_importer
+from t5x import checkpoint_utils
+from t5x import lazy_arrays
+from t5x import manifest
+from t5x import orbax_checkpoints
+
+CheckpointError = lazy_arrays.CheckpointError
+LazyArray = lazy_arrays.LazyArray
+
+# The file that only our own saves have.
+RECORD = 'record.json'
+
+
+def get_checkpoint_dir(directory: str, step: int) -> str:
+  """Where the save of a step is."""
+  return os.path.join(directory, f'checkpoint_{step}')
+
+
+def all_steps(directory: str) -> list[int]:
+  """Steps of the finished saves in a folder, ascending."""
+  folder = epath.Path(directory)
+  if not folder.is_dir():
+    return []
+  matches = (re.fullmatch(r'checkpoint_(\d+)', p.name)
+             for p in folder.iterdir())
+  return sorted(int(match[1]) for match in matches if match)
+
+
+def latest_step(directory: str) -> int | None:
+  """The last finished save; None if there is none."""
+  return max(all_steps(directory), default=None)
+
+
+def find_checkpoint(path: str, step: int | None = None) -> str:
+  """The folder of one checkpoint.
+
+  Args:
+    path: that folder, its `checkpoint` file, or the folder above it.
+    step: which one, if `path` holds several; None takes the last.
+
+  Returns:
+    A folder.
+
+  Raises:
+    CheckpointError: if there is none.
+  """
+  folder = epath.Path(path)
+  if folder.name == 'checkpoint' and not folder.is_dir():
+    folder = folder.parent
+  if step is None and checkpoint_utils.type_of(folder) is not None:
+    return os.fspath(folder)
+  steps = all_steps(path)
+  wanted = max(steps, default=None) if step is None else step
+  if wanted is None or wanted not in steps:
+    raise CheckpointError(
+        f'No checkpoint {"" if step is None else f"of step {step} "}at {path}. '
+        'Expected a folder checkpoint_<step> or one that holds such folders'
+        f'{f"; it holds steps {steps}" if steps else ""}.')
+  return get_checkpoint_dir(os.fspath(folder), wanted)
+
+
+def open_checkpoint(directory: str) -> dict[str, LazyArray]:
+  """Opens one checkpoint: T5X's native layout, T5X's by Orbax, or our own.
+
+  Args:
+    directory: `checkpoint_<step>`, local or remote.
+
+  Returns:
+    From flat name (`target/...`, `state/step`) to lazy array.
+
+  Raises:
+    CheckpointError: if it is damaged or no checkpoint.
+  """
+  folder = epath.Path(directory)
+  if (folder / RECORD).exists() or (folder / manifest.NAME).exists():
+    try:
+      manifest.verify(folder)
+    except manifest.ManifestError as error:
+      raise CheckpointError(str(error)) from error
+  arrays = _arrays(folder)
+  _require_step(folder, arrays)
+  return arrays
+
+
+def _arrays(folder: epath.Path) -> dict[str, LazyArray]:
+  """The arrays of a folder, by its layout."""
+  found = checkpoint_utils.detect_checkpoint_type(folder)
+  if found == checkpoint_utils.CheckpointTypes.T5X_TF:
+    raise CheckpointError(
+        f'{folder} is a TensorFlow checkpoint; convert it with T5X.')
+  place = folder / 'state' if (folder / 'state').exists() else folder
+  if (place / orbax_checkpoints.METADATA).exists():
+    return orbax_checkpoints.read_orbax(os.fspath(place))
+  return checkpoint_importer.read_native(os.fspath(place))
+
+
+def _require_step(
+    folder: epath.Path, arrays: dict[str, LazyArray]) -> None:
+  """Fails if a checkpoint is of another step than its folder's name says.
+
+  T5X names the folder by the step, so a difference is damage to one number
+  that no sum protects.
+  """
+  named = re.fullmatch(r'checkpoint_(\d+)', folder.name)
+  if named is None:
+    return
+  step = arrays.get('state/step')
+  if step is None or step.shape or step.dtype.kind not in 'iu':
+    found = 'missing' if step is None else f'{step.dtype}{list(step.shape)}'
+    raise CheckpointError(
+        f'{folder}: state/step is {found}; expected one integer. The '
+        'checkpoint is damaged.')
+  if (value := int(step.get())) != int(named[1]):
+    raise CheckpointError(
+        f'{folder} is of step {value:,} by its content; it is damaged, or was '
+        'renamed. Name it by its step.')
