@@ -1,6 +1,6 @@
 """Arrays of a checkpoint that are read when they are needed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 import dataclasses
 import math
 import os
@@ -53,20 +53,39 @@ class LazyArray:
   def put(self, sharding: jax.sharding.Sharding, dtype: Any) -> jax.Array:
     """The array on devices.
 
-    Every process reads only what its devices hold, and reads what several of
-    them hold once.
+    Every process reads, once, the part that encloses what its devices hold.
     """
-    parts: dict[Any, np.ndarray] = {}
+    box = enclosing(sharding.addressable_devices_indices_map(
+        self.shape).values(), self.shape)
+    part = np.asarray(self.read_slice(box)).astype(dtype, copy=False)
 
-    def part(index: Index | None) -> np.ndarray:
-      index = index or ()
-      key = tuple((axis.start, axis.stop) for axis in index)
-      if key not in parts:
-        parts[key] = np.asarray(self.read_slice(index)).astype(
-            dtype, copy=False)
-      return parts[key]
+    def piece(index: Index | None) -> np.ndarray:
+      return part[tuple(
+          slice(*(at - whole.start for at in axis.indices(size)[:2]))
+          for axis, size, whole in zip(
+              index or (), self.shape, box, strict=True))]
 
-    return jax.make_array_from_callback(self.shape, sharding, part)
+    return jax.make_array_from_callback(self.shape, sharding, piece)
+
+
+def enclosing(
+    indices: Iterable[Index | None], shape: tuple[int, ...]) -> Index:
+  """The smallest part of an array that holds several parts of it.
+
+  Args:
+    indices: one slice per axis for each part; what the devices of a process
+      hold.
+    shape: of the array.
+
+  Returns:
+    One slice per axis.
+  """
+  bounds = [[axis.indices(size)[:2]
+             for axis, size in zip(index or (), shape, strict=True)]
+            for index in indices]
+  return tuple(
+      slice(min(start for start, _ in axis), max(stop for _, stop in axis))
+      for axis in zip(*bounds, strict=True))
 
 
 def of_array(name: str, array: Any) -> LazyArray:

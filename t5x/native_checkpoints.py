@@ -124,7 +124,7 @@ def _write(
     if name == 'state/step':
       continue
     beside = name.startswith('target/') or _is_like_its_parameter(name, arrays)
-    leaves[name] = _write_zarr(folder, array) if beside else array.get()
+    leaves[name] = _write_zarr(folder, name, array) if beside else array.get()
   tree = train_state_lib.nested(leaves | _absent_slots(arrays))
   (folder / 'checkpoint').write_bytes(serialization.msgpack_serialize(
       {'version': VERSION, 'optimizer': tree}))
@@ -158,13 +158,14 @@ def _absent_slots(arrays: Mapping[str, LazyArray]) -> dict[str, Any]:
   return absent
 
 
-def _write_zarr(folder: epath.Path, array: LazyArray) -> dict[str, Any]:
+def _write_zarr(
+    folder: epath.Path, name: str, array: LazyArray) -> dict[str, Any]:
   """Writes one array, chunk by chunk.
 
   Returns:
     The spec that stands for it in the msgpack file.
   """
-  key = array.name.replace('/', '.')
+  key = name.replace('/', '.')
   chunks = chunk_shape(array.shape, array.dtype.itemsize)
   spec = {
       'driver': 'zarr',
