@@ -62,12 +62,16 @@ def read_native(directory: str) -> dict[str, LazyArray]:
         f'{directory}/checkpoint has version {version}; this reads versions '
         f'{_READABLE_VERSIONS}. Convert it with T5X.')
   tree = content['optimizer'] if 'version' in content else content
-  arrays = {}
-  for full_name, leaf in _leaves(tree):
-    name = full_name.removeprefix(_OLD_ROOT)
-    if leaf is not None:
-      arrays[name] = _lazy(name, leaf, store, directory, version)
-  return arrays
+  leaves = {name.removeprefix(_OLD_ROOT): leaf for name, leaf in _leaves(tree)
+            if leaf is not None}
+  keys = {name: key for name, leaf in leaves.items()
+          if (key := _key_of(name, leaf, directory)) is not None}
+  places = zarr_arrays.places(store, directory)
+  zarr_arrays.require_same_arrays(directory, keys.values(), places)
+  return {
+      name: _inline(name, leaf, directory) if name not in keys
+      else _beside(name, leaf, places[keys[name]], directory, version)
+      for name, leaf in leaves.items()}
 
 
 def _read_index(store: ts.KvStore, directory: str) -> Mapping[str, Any]:
@@ -101,73 +105,62 @@ def _leaves(
       yield name, value
 
 
-def _lazy(
-    name: str, leaf: Any, store: ts.KvStore, directory: str, version: int
-) -> LazyArray:
-  """An array that stands in the msgpack file, or one kept beside it."""
+def _key_of(name: str, leaf: Any, directory: str) -> str | None:
+  """The folder that an array is kept in; None if it stands in the file itself.
+
+  A spec may name other stores (`gfile`, `gcs` with a dummy bucket) and keep its
+  path in several places; only the path is believed. T5X and Orbax derive it
+  from the name, so another one is damage: it would lead to another parameter of
+  the same shape.
+  """
   if isinstance(leaf, str) and leaf.startswith(_PLACEHOLDER):
-    return _placeholder(name, leaf, store, directory)
-  if isinstance(leaf, Mapping):
-    return _specified(name, leaf, store, directory, version)
-  if not isinstance(leaf, np.ndarray | np.generic | int | float):
+    path = leaf.removeprefix(_PLACEHOLDER)
+    own = path.removeprefix(_OLD_ROOT.replace('/', '.'))
+  elif isinstance(leaf, Mapping):
+    kvstore = leaf.get('kvstore')
+    path = str(leaf.get('path') or (
+        kvstore.get('path') if isinstance(kvstore, Mapping) else '') or '')
+    path = own = posixpath.normpath(path.rstrip('/'))
+  else:
+    return None
+  if own != name.replace('/', '.') or not own.strip('.') or (
+      isinstance(leaf, Mapping) and leaf.get('driver') != 'zarr'):
+    raise CheckpointError(
+        f'{directory}/checkpoint: {name} is kept as {str(leaf)[:200]}; '
+        f'expected zarr in {name.replace("/", ".")!r}. The file is damaged or '
+        'not by T5X.')
+  return path
+
+
+def _inline(name: str, leaf: Any, directory: str) -> LazyArray:
+  """An array that stands in the msgpack file."""
+  number = type(leaf) is int and name == 'state/step'
+  if not number and not isinstance(leaf, np.ndarray | np.generic):
     raise CheckpointError(
         f'{directory}/checkpoint: {name} is a {type(leaf).__name__}; expected '
         'an array.')
   return lazy_arrays.of_array(name, np.asarray(leaf))
 
 
-def _is_key_of(name: str, key: str) -> bool:
-  """Whether a directory is the one of a name, and inside the checkpoint."""
-  return key == name.replace('/', '.') and key.strip('.') != ''
-
-
-def _placeholder(
-    name: str, leaf: str, store: ts.KvStore, directory: str) -> LazyArray:
-  """An array that Orbax kept in a zarr directory of its name."""
-  key = leaf.removeprefix(_PLACEHOLDER)
-  if not _is_key_of(name, key.removeprefix(_OLD_ROOT.replace('/', '.'))):
-    raise CheckpointError(
-        f'{directory}/checkpoint: {name} is kept in {key!r}, a name of '
-        'something else; the file is damaged. Copy the checkpoint again.')
-  place = f'{directory}/{key}'
-  header = zarr_arrays.read_header(store / f'{key}/', place)
-  return LazyArray(
-      name, header.shape, header.dtype, zarr_arrays.reader(
-          store / f'{key}/', place, header.shape, header.dtype))
-
-
-def _specified(
-    name: str, spec: Mapping[str, Any], store: ts.KvStore, directory: str,
+def _beside(
+    name: str, leaf: Any, place: zarr_arrays.Place, directory: str,
     version: int,
 ) -> LazyArray:
-  """An array kept in a zarr directory of the checkpoint.
-
-  The spec may name other stores (`gfile`, `gcs` with a dummy bucket) and keep
-  its path and dtype in several places; only its path, shape and dtype are
-  believed. T5X derives the path from the name, so another one is damage: it
-  would lead to another parameter of the same shape.
-  """
-  metadata, kvstore = (
-      entry if isinstance(entry, Mapping) else {}
-      for entry in (spec.get('metadata'), spec.get('kvstore')))
-  path = str(spec.get('path') or kvstore.get('path') or '')
-  key = posixpath.normpath(path.rstrip('/'))
-  if spec.get('driver') != 'zarr' or not _is_key_of(name, key):
-    raise CheckpointError(
-        f'{directory}/checkpoint: {name} is kept in {path!r} by the driver '
-        f'{spec.get("driver")!r}; expected zarr in '
-        f'{name.replace("/", ".")!r}. The file is damaged or not by T5X.')
+  """An array kept in a zarr folder of the checkpoint."""
+  if isinstance(leaf, str):
+    return zarr_arrays.lazy_zarr(name, place, None)
   try:
+    metadata = leaf['metadata']
     shape = zarr_arrays.sizes(list(metadata['shape']))
     named = {zarr_arrays.plain_dtype(entry) for entry in (
-        spec.get('dtype'), metadata.get('dtype')) if entry is not None}
+        leaf.get('dtype'), metadata.get('dtype')) if entry is not None}
     (dtype,) = {ts.dtype(entry).numpy_dtype for entry in named}
-  except (KeyError, TypeError, ValueError) as error:
+  except (KeyError, TypeError, ValueError, AttributeError) as error:
     raise CheckpointError(
         f'{directory}/checkpoint: {name} declares no usable shape and dtype '
         f'({error}); copy the checkpoint again.') from error
-  array = LazyArray(name, shape, dtype, zarr_arrays.reader(
-      store / f'{key}/', f'{directory}/{key}', shape, dtype))
+  array = LazyArray(
+      name, shape, dtype, zarr_arrays.reader(place, shape, dtype))
   if dtype != np.uint16:
     return array
   if version != 2:

@@ -54,34 +54,25 @@ def read_orbax(directory: str) -> dict[str, LazyArray]:
     with zarr_arrays.naming(f'{directory}/manifest.ocdbt'):
       store = ts.KvStore.open(
           {'driver': 'ocdbt', 'base': store.spec().to_json()}).result()
-  _require_same_names(directory, store, _HEADERS[use_zarr3], names)
-  make = zarr_arrays.lazy_zarr3 if use_zarr3 else zarr_arrays.lazy_zarr
+  places = zarr_arrays.places(store, directory, _HEADERS[use_zarr3])
   keys = {name: name.replace('/', '.') for name in names}
-  return {name: make(name, store / f'{key}/', f'{directory}/{key}')
+  zarr_arrays.require_same_arrays(directory, keys.values(), places)
+  make = zarr_arrays.lazy_zarr3 if use_zarr3 else zarr_arrays.lazy_zarr
+  return {name: make(name, places[key], names[name])
           for name, key in keys.items()}
 
 
-def _names(tree: Mapping[str, Any]) -> list[str]:
-  """The flat names of all arrays."""
-  names = []
+def _names(tree: Mapping[str, Any]) -> dict[str, list[int] | None]:
+  """The flat names of all arrays, and in parts of what shape they were written.
+
+  Older versions of Orbax do not say the latter.
+  """
+  names = {}
   for key, entry in tree.items():
     path = [part['key'] for part in entry['key_metadata']]
     if key != str(tuple(path)):
       raise ValueError(f'{key} and {path} are not the same name')
     value = entry['value_metadata']
     if value['value_type'] not in _EMPTY:
-      names.append('/'.join(path))
+      names['/'.join(path)] = value.get('write_shape')
   return names
-
-
-def _require_same_names(
-    directory: str, store: ts.KvStore, header: str, names: list[str]) -> None:
-  """Fails unless the arrays that are there are those of the metadata."""
-  with zarr_arrays.naming(directory):
-    keys = [key.decode() for key in store.list().result()]
-  there = {key.removesuffix(f'/{header}') for key in keys
-           if key.endswith(f'/{header}')}
-  if different := sorted(there ^ {name.replace('/', '.') for name in names}):
-    raise CheckpointError(
-        f'{directory}: {different[0]} is only one of named in {METADATA} and '
-        'kept as an array; the checkpoint is damaged. Copy it again.')

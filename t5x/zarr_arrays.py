@@ -8,7 +8,7 @@ are left to tensorstore, which finds a missing or cut chunk, but can only find a
 flipped bit where the compressor keeps a sum.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 import contextlib
 import dataclasses
@@ -29,6 +29,8 @@ LazyArray = lazy_arrays.LazyArray
 
 # Chunks of at most 64 MiB are unpacked at a time, in so many threads.
 _THREADS = 4
+# A chunk may be larger than its array, but not without limit.
+_MOST_ELEMENTS = 2**24
 _GZIP = 16 + zlib.MAX_WBITS
 
 
@@ -51,27 +53,85 @@ class ZarrHeader:
   compressor: str | None
 
 
-def read_header(store: ts.KvStore, place: str) -> ZarrHeader:
+@dataclasses.dataclass(frozen=True)
+class Place:
+  """Where an array is kept.
+
+  Attributes:
+    store: its files.
+    name: how errors name it.
+    keys: names of the files that are there.
+  """
+
+  store: ts.KvStore
+  name: str
+  keys: frozenset[str]
+
+
+def places(
+    store: ts.KvStore, directory: str, header: str = '.zarray'
+) -> dict[str, Place]:
+  """The arrays of a checkpoint, from one listing of it.
+
+  Args:
+    store: the checkpoint.
+    directory: how errors name it.
+    header: the file that makes a folder an array.
+
+  Returns:
+    From folder to place.
+  """
+  with naming(directory):
+    names = [key.decode() for key in store.list().result()]
+  files: dict[str, set[str]] = {}
+  for name in names:
+    folder, slash, file = name.partition('/')
+    if slash:
+      files.setdefault(folder, set()).add(file)
+  return {
+      folder: Place(store / f'{folder}/', f'{directory}/{folder}',
+                    frozenset(keys))
+      for folder, keys in files.items() if header in keys
+  }
+
+
+def require_same_arrays(
+    directory: str, named: Iterable[str], kept: Iterable[str]) -> None:
+  """Fails unless the arrays that are kept are those that are named.
+
+  Args:
+    directory: the checkpoint.
+    named: the folders that its index names.
+    kept: those that hold an array.
+
+  Raises:
+    CheckpointError: naming one that is only one of both.
+  """
+  for names, wrong in (
+      (set(named) - set(kept), 'is named by the index of the checkpoint, but '
+       'holds no header of an array'),
+      (set(kept) - set(named), 'is not named by the index of the checkpoint')):
+    if names:
+      raise CheckpointError(
+          f'{directory}/{min(names)} {wrong}; the checkpoint is damaged. Copy '
+          'it again.')
+
+
+def read_header(place: Place) -> ZarrHeader:
   """Reads `.zarray`, the header of version 2 of the format.
 
   Args:
-    store: where the array is.
-    place: how errors name it.
+    place: where the array is.
 
   Returns:
     The header.
 
   Raises:
-    CheckpointError: if it is missing, damaged or means an array that no JAX
-      program writes.
+    CheckpointError: if it is damaged or means an array that no JAX program
+      writes.
   """
-  with naming(f'{place}/.zarray'):
-    blob = store.read('.zarray').result()
-    if blob.state != 'value':
-      raise CheckpointError(
-          f'{place}/.zarray is missing, so {place} is no zarr array; copy the '
-          'checkpoint again.')
-    header = json.loads(bytes(blob.value))
+  with naming(f'{place.name}/.zarray'):
+    header = json.loads(bytes(place.store.read('.zarray').result().value))
     name, compressor = header['dtype'], header['compressor']
     found = ZarrHeader(
         shape=sizes(header['shape']), chunks=sizes(header['chunks'], 1),
@@ -79,10 +139,11 @@ def read_header(store: ts.KvStore, place: str) -> ZarrHeader:
         separator=header.get('dimension_separator', '.'),
         compressor=None if compressor is None else compressor['id'])
     plain = (header['zarr_format'], header['order'], header['filters'])
-    if plain != (2, 'C', None) or name.startswith('>') or any(
-        chunk > max(size, 1)
-        for size, chunk in zip(found.shape, found.chunks, strict=True)):
+    if plain != (2, 'C', None) or name.startswith('>') or (
+        len(found.shape) != len(found.chunks)):
       raise ValueError('not written by T5X or Orbax')
+    if math.prod(found.chunks) > max(math.prod(found.shape), _MOST_ELEMENTS):
+      raise ValueError(f'chunks of {list(found.chunks)}')
   return found
 
 
@@ -110,13 +171,12 @@ def plain_dtype(name: str | None) -> str:
 
 
 def reader(
-    store: ts.KvStore, place: str, shape: tuple[int, ...], dtype: np.dtype
+    place: Place, shape: tuple[int, ...], dtype: np.dtype
 ) -> Callable[[Index], np.ndarray]:
   """A function that reads slices of a zarr array, opened when first needed.
 
   Args:
-    store: where the array is.
-    place: how errors name it.
+    place: where the array is.
     shape: the shape it must have.
     dtype: the dtype it must have.
 
@@ -126,15 +186,15 @@ def reader(
 
   @functools.cache
   def opened() -> Callable[[Index], np.ndarray]:
-    header = read_header(store, place)
+    header = read_header(place)
     if (header.shape, header.dtype) != (shape, dtype):
       raise CheckpointError(
-          f'{place} holds {header.dtype}{list(header.shape)}, but the '
+          f'{place.name} holds {header.dtype}{list(header.shape)}, but the '
           f'checkpoint declares {dtype}{list(shape)}; it is damaged.')
-    _require_chunks(store, place, ('', header.separator), shape, header.chunks)
+    _require_chunks(place, ('', header.separator), shape, header.chunks)
     if header.compressor == 'gzip':
-      return functools.partial(_read_gzip, store, place, header)
-    return functools.partial(_read, _opened(store, place, 'zarr'), place)
+      return functools.partial(_read_gzip, place, header)
+    return functools.partial(_read, _opened(place, 'zarr'), place)
 
   def read(index: Index) -> np.ndarray:
     return opened()(index)
@@ -142,54 +202,80 @@ def reader(
   return read
 
 
-def lazy_zarr(name: str, store: ts.KvStore, place: str) -> LazyArray:
+def lazy_zarr(
+    name: str, place: Place, write_shape: Sequence[int] | None
+) -> LazyArray:
   """An array whose shape and dtype only its own header says.
 
   Args:
     name: of the array.
-    store: where it is.
-    place: how errors name that.
+    place: where it is.
+    write_shape: the shape of the parts that it was written in, if that is
+      known; its own shape is a multiple of it.
 
   Returns:
     The array, unread.
+
+  Raises:
+    CheckpointError: if the header is damaged.
   """
-  header = read_header(store, place)
-  return LazyArray(
-      name, header.shape, header.dtype,
-      reader(store, place, header.shape, header.dtype))
+  header = read_header(place)
+  _require_multiple(place, header.shape, write_shape)
+  return LazyArray(name, header.shape, header.dtype,
+                   reader(place, header.shape, header.dtype))
 
 
-def lazy_zarr3(name: str, store: ts.KvStore, place: str) -> LazyArray:
+def lazy_zarr3(
+    name: str, place: Place, write_shape: Sequence[int] | None
+) -> LazyArray:
   """The same in version 3 of the format, which tensorstore reads."""
-  kept = _opened(store, place, 'zarr3')
-  _require_chunks(store, place, ('c', '/'), kept.shape, [
+  kept = _opened(place, 'zarr3')
+  _require_multiple(place, kept.shape, write_shape)
+  _require_chunks(place, ('c', '/'), kept.shape, [
       size or 1 for size in kept.chunk_layout.write_chunk.shape or ()])
   return LazyArray(
       name, tuple(kept.shape), kept.dtype.numpy_dtype,
       functools.partial(_read, kept, place))
 
 
+def _require_multiple(
+    place: Place, shape: Sequence[int], write_shape: Sequence[int] | None
+) -> None:
+  """Fails if an array is not made of the parts that it was written in."""
+  if write_shape is not None and (
+      len(shape) != len(write_shape) or any(
+          size % max(part, 1)
+          for size, part in zip(shape, write_shape, strict=True))):
+    raise CheckpointError(
+        f'{place.name} has shape {list(shape)} but was written in parts of '
+        f'{list(write_shape)}; it is damaged. Copy the checkpoint again.')
+
+
 def _require_chunks(
-    store: ts.KvStore, place: str, naming_of_chunks: tuple[str, str],
+    place: Place, naming_of_chunks: tuple[str, str],
     shape: Sequence[int], chunks: Sequence[int],
 ) -> None:
-  """Fails unless all chunks are there.
+  """Fails unless all chunks are there, and nothing else.
 
   T5X and Orbax write every chunk; a missing one is damage that tensorstore
   would read as zeros. Nothing is allocated for an array that lies about its
   size.
   """
-  with naming(place):
-    keys = {key.decode() for key in store.list().result()}
   prefix, separator = naming_of_chunks
+  left = {key for key in place.keys if not key.startswith(('.', 'zarr.json'))}
   for number in itertools.product(*(
       range(-(-size // chunk))
       for size, chunk in zip(shape, chunks, strict=True))):
     key = _chunk_key(number, prefix, separator)
-    if key not in keys:
+    if key not in left:
       raise CheckpointError(
-          f'{place}/{key} is missing, a chunk of the array; copy the '
+          f'{place.name}/{key} is missing, a chunk of the array; copy the '
           'checkpoint again.')
+    left.remove(key)
+  if left:
+    raise CheckpointError(
+        f'{place.name}/{min(left)} is no chunk of an array of {list(shape)}; '
+        'its header is damaged. Copy the checkpoint again.')
 
 
 def _chunk_key(number: tuple[int, ...], prefix: str, separator: str) -> str:
@@ -198,22 +284,21 @@ def _chunk_key(number: tuple[int, ...], prefix: str, separator: str) -> str:
   return separator.join(parts) or '0'
 
 
-def _opened(store: ts.KvStore, place: str, driver: str) -> ts.TensorStore:
+def _opened(place: Place, driver: str) -> ts.TensorStore:
   """An array that tensorstore opens."""
-  with naming(place):
-    return ts.open({'driver': driver, 'kvstore': store.spec().to_json()},
+  with naming(place.name):
+    return ts.open({'driver': driver, 'kvstore': place.store.spec().to_json()},
                    open=True, read=True).result()
 
 
-def _read(kept: ts.TensorStore, place: str, index: Index) -> np.ndarray:
+def _read(kept: ts.TensorStore, place: Place, index: Index) -> np.ndarray:
   """A slice of it."""
-  with naming(place):
+  with naming(place.name):
     return np.asarray(kept[index].read().result())
 
 
 def _read_gzip(
-    store: ts.KvStore, place: str, header: ZarrHeader, index: Index
-) -> np.ndarray:
+    place: Place, header: ZarrHeader, index: Index) -> np.ndarray:
   """A slice of an array whose chunks gzip compressed."""
   bounds = [axis.indices(size)[:2]
             for axis, size in zip(index, header.shape, strict=True)]
@@ -223,7 +308,7 @@ def _read_gzip(
       for (start, stop), chunk in zip(bounds, header.chunks, strict=True))))
 
   def copy(number: tuple[int, ...]) -> None:
-    chunk = _gzip_chunk(store, place, header, number)
+    chunk = _gzip_chunk(place, header, number)
     inside, outside = [], []
     for i, size, (start, stop) in zip(
         number, header.chunks, bounds, strict=True):
@@ -242,12 +327,11 @@ def _read_gzip(
 
 
 def _gzip_chunk(
-    store: ts.KvStore, place: str, header: ZarrHeader, number: tuple[int, ...]
-) -> np.ndarray:
+    place: Place, header: ZarrHeader, number: tuple[int, ...]) -> np.ndarray:
   """One chunk, whole: the last of an axis is filled up."""
   key = _chunk_key(number, '', header.separator)
-  with naming(f'{place}/{key}'):
-    blob = store.read(key).result()
+  with naming(f'{place.name}/{key}'):
+    blob = place.store.read(key).result()
     size = math.prod(header.chunks) * header.dtype.itemsize
     inflate = zlib.decompressobj(_GZIP)
     # One byte more than expected shows what is too long; no more is unpacked.

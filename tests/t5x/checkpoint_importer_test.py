@@ -156,13 +156,22 @@ def test_a_tree_that_is_no_state_is_refused(tmp_path, tree):
     (spec(metadata={'shape': [3, 5]}), r'\[3, 4\].*\[3, 5\]'),
     (spec(dtype='float64'), 'float32.*float64'),
     (spec(kvstore={'driver': 'file', 'path': 'target.gone'}), 'target.gone'),
-    ('a word', 'str'),
+    ('a word', 'target.a.b is not named'),
+    (7, 'target.a.b is not named'),
 ])
 def test_hostile_or_damaged_native_checkpoints_are_refused(
     tmp_path, leaf, match):
   with pytest.raises(checkpoints.CheckpointError, match=match):
     checkpoint_importer.read_native(
         native(tmp_path, leaf))['target/a/b'].get()
+
+
+@pytest.mark.parametrize('leaf', ['a word', 7, False, [1.0]])
+def test_a_leaf_that_is_no_array_is_refused(tmp_path, leaf):
+  (tmp_path / 'checkpoint').write_bytes(serialization.msgpack_serialize(
+      {'version': 3, 'optimizer': {'target': {'a': leaf}}}))
+  with pytest.raises(checkpoints.CheckpointError, match='target/a is a'):
+    checkpoint_importer.read_native(str(tmp_path))
 
 
 @pytest.mark.parametrize('name', ['..', '.', '...'])

@@ -222,7 +222,8 @@ def test_a_step_that_is_no_number_is_refused_unread(tmp_path):
           'kvstore': {'driver': 'file', 'path': 'state.step/'},
           'metadata': {'shape': [2**36], 'chunks': [2**36]}}
   folder = tmp_path / 'checkpoint_1'
-  folder.mkdir()
+  (folder / 'state.step').mkdir(parents=True)
+  (folder / 'state.step' / '.zarray').touch()
   (folder / 'checkpoint').write_bytes(serialization.msgpack_serialize(
       {'version': 3, 'optimizer': {'target': {}, 'state': {'step': leaf}}}))
   with pytest.raises(checkpoints.CheckpointError, match='expected one integer'):

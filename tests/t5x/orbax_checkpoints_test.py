@@ -120,7 +120,7 @@ def test_a_placeholder_of_another_name_is_refused(tmp_path):
   (tmp_path / 'state' / 'checkpoint').write_bytes(
       serialization.msgpack_serialize({'target': {
           'a': 'PLACEHOLDER://target.norm.scale'}}))
-  with pytest.raises(checkpoints.CheckpointError, match='target/a is kept in'):
+  with pytest.raises(checkpoints.CheckpointError, match='target/a is kept as'):
     checkpoints.open_checkpoint(str(tmp_path))
 
 
@@ -133,7 +133,17 @@ def test_an_array_that_the_metadata_forgets_is_missed(tmp_path):
   with pytest.raises(checkpoints.CheckpointError, match='not the same name'):
     checkpoints.open_checkpoint(str(tmp_path))
   metadata.write_text(text.replace('scale', 'scble'))
-  with pytest.raises(checkpoints.CheckpointError, match='only one of named'):
+  with pytest.raises(checkpoints.CheckpointError, match='holds no header'):
+    checkpoints.open_checkpoint(str(tmp_path))
+
+
+def test_a_shape_that_its_parts_do_not_make_is_refused(tmp_path):
+  head(tmp_path, use_ocdbt=False)
+  header = tmp_path / 'state' / 'target.mlp.wi_0.kernel' / '.zarray'
+  header.write_text(header.read_text().replace('[48,6]', '[40,6]', 1))
+  header.write_text(header.read_text().replace(
+      '"shape":[48,6]', '"shape":[40,6]'))
+  with pytest.raises(checkpoints.CheckpointError, match=r'parts of \[48, 6\]'):
     checkpoints.open_checkpoint(str(tmp_path))
 
 
