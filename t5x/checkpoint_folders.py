@@ -65,6 +65,11 @@ def find_checkpoint(path: str, step: int | None = None) -> str:
   return get_checkpoint_dir(os.fspath(folder), wanted)
 
 
+def is_run_save(directory: str) -> bool:
+  """Whether a checkpoint is one of our own runs' saves."""
+  return (epath.Path(directory) / RECORD).exists()
+
+
 def open_checkpoint(directory: str) -> dict[str, LazyArray]:
   """Opens one checkpoint: T5X's native layout, T5X's by Orbax, or our own.
 

@@ -30,6 +30,7 @@ ENGINE = {
     'edges': ['datasets', 'gin_utils', 'metric_writers', 'processes'],
     'loop': ['loop', 'evaluation', 'program'],
     'scripts': ['train', 'eval', 'infer', 'utils'],
+    'tools': ['scripts.command', 'scripts.convert_checkpoint'],
 }
 SCIENCE = {
     'prompts': ['numpy_files', 'masks', 'prompts'],
@@ -37,6 +38,10 @@ SCIENCE = {
         'train.prompts', 'train.layers', 'train.models', 'train.optim',
         'train.partitioning', 'train.numpy_checkpoints', 'train.utils'],
     'spot': ['spot.report'],
+    'tools': [
+        'scripts.variables', 'scripts.extract_variable',
+        'scripts.subsample_vocab', 'scripts.find_module',
+        'scripts.recreate_checkpoint', 'scripts.diff_checkpoints'],
     'demo': [
         'demo.files', 'demo.language', 'demo.tasks', 'demo.pretraining',
         'demo.make_vocabulary', 'demo.make_checkpoint', 'demo.__main__'],

@@ -1,0 +1,1 @@
+"""Tools around prompts, run as `python -m prompt_tuning.scripts.NAME`."""

@@ -1,0 +1,1 @@
+"""Tools for checkpoints, run as `python -m t5x.scripts.NAME`."""
