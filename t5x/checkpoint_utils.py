@@ -104,6 +104,7 @@ def remove_checkpoint_dir(ckpt_dir: epath.PathLike) -> None:
   if is_pinned_checkpoint(folder) or not folder.is_dir():
     return
   doomed = folder.parent / f'{folder.name}.tmp-removed'
-  doomed.rmtree(missing_ok=True)
+  if doomed.exists():
+    doomed.rmtree()
   folder.rename(doomed)
   doomed.rmtree()
