@@ -183,6 +183,17 @@ def test_names_do_not_leave_the_checkpoint(tmp_path, name):
     checkpoint_importer.read_native(str(tmp_path))
 
 
+# The last eight bytes are gzip's CRC-32 and length; tensorstore reads on
+# without them.
+@pytest.mark.parametrize('cut', range(1, 13))
+def test_a_chunk_without_all_of_its_trailer_is_refused(tmp_path, cut):
+  folder = native(tmp_path, spec())
+  chunk = tmp_path / 'target.a.b' / '1.0'
+  chunk.write_bytes(chunk.read_bytes()[:-cut])
+  with pytest.raises(checkpoints.CheckpointError, match=r'target\.a\.b/1\.0'):
+    checkpoint_importer.read_native(folder)['target/a/b'].get()
+
+
 def test_a_chunk_is_not_unpacked_beyond_its_size(tmp_path):
   folder = native(tmp_path, spec())
   header = (tmp_path / 'target.a.b' / '.zarray')

@@ -115,3 +115,45 @@ def test_nearest_names_are_few_and_the_best_comes_first():
 def test_rules_about_optimiser_states_are_let_pass():
   # T5X restores those states with the parameters; here they are not restored.
   assert resolve((r'^state/param_states/none/.*$', None)) == resolve()
+
+
+MODEL = {'target': {'a': 0, 'b': 0, 'new': 0}}
+CHECKPOINT = {'target': {'a': 1, 'old': 2, 'extra': 3}, 'state': {'step': 4}}
+
+
+# T5X's meaning: what is moved or ruled out is gone, the rest stays.
+@pytest.mark.parametrize('rules,target', [
+    ([], {'a': 1, 'old': 2, 'extra': 3}),
+    ([('target/b', 'target/old')], {'a': 1, 'b': 2, 'extra': 3}),
+    ([('target/(b|new)', 'target/old')],
+     {'a': 1, 'b': 2, 'new': 2, 'extra': 3}),
+    ([('target/a', None)], {'old': 2, 'extra': 3}),
+    ([('target/b', 'target/a')], {'a': 1, 'b': 1, 'old': 2, 'extra': 3}),
+    ([('target/a', 'target/old'), ('target/b', 'target/a')],
+     {'a': 2, 'b': 1, 'extra': 3}),
+])
+def test_apply_assignment_map(rules, target):
+  result = state_utils.apply_assignment_map(CHECKPOINT, MODEL, rules)
+  assert result == {'target': target, 'state': {'step': 4}}
+
+
+def test_a_resuming_run_is_not_mapped():
+  assert state_utils.apply_assignment_map(
+      CHECKPOINT, MODEL, [('target/nothing', 'target/gone')],
+      is_resuming=True) == CHECKPOINT
+
+
+def test_rules_without_match_are_refused_unless_allowed():
+  rules = [('target/nothing', None)]
+  with pytest.raises(ValueError, match='target/nothing'):
+    state_utils.apply_assignment_map(CHECKPOINT, MODEL, rules)
+  assert state_utils.apply_assignment_map(
+      CHECKPOINT, MODEL, rules, require_all_rules_match=False) == CHECKPOINT
+
+
+def test_flatten_state_dict_stops_at_specs_of_arrays():
+  spec = {'driver': 'zarr', 'kvstore': {'driver': 'file', 'path': 'a'}}
+  tree = {'target': {'a': spec, 'empty': {}}, 'b': None}
+  assert state_utils.flatten_state_dict(tree) == {'target/a': spec, 'b': None}
+  assert 'target/empty' in state_utils.flatten_state_dict(
+      tree, keep_empty_nodes=True)
