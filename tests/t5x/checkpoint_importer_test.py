@@ -194,6 +194,19 @@ def test_a_chunk_without_all_of_its_trailer_is_refused(tmp_path, cut):
     checkpoint_importer.read_native(folder)['target/a/b'].get()
 
 
+@pytest.mark.parametrize('old,new', [
+    ('"<f4"', '">f4"'), ('"C"', '"F"'), ('"filters":null', '"filters":[]'),
+    ('"zarr_format":2', '"zarr_format":3'), ('[2,4]', '[2]'), ('"gzip"', '7'),
+    ('"gzip"', '"zlib"'), ('[3,4]', '[3,"4"]'), ('{', '[')])
+def test_headers_that_mean_something_else_are_refused(tmp_path, old, new):
+  folder = native(tmp_path, spec())
+  header = tmp_path / 'target.a.b' / '.zarray'
+  assert old in header.read_text()
+  header.write_text(header.read_text().replace(old, new, 1))
+  with pytest.raises(checkpoints.CheckpointError, match=r'target\.a\.b'):
+    checkpoint_importer.read_native(folder)['target/a/b'].get()
+
+
 def test_a_chunk_is_not_unpacked_beyond_its_size(tmp_path):
   folder = native(tmp_path, spec())
   header = (tmp_path / 'target.a.b' / '.zarray')
