@@ -59,7 +59,7 @@ class RestoreCheckpointConfig:
 
   Attributes:
     path: `checkpoint_<step>`, or with mode 'latest' the folder above it.
-    mode: 'specific' or 'latest'.
+    mode: 'specific', 'latest' or, for evaluation, 'all'.
     assignment_map: pairs of a regex on `target/<path>` and the checkpoint's
       name for it; None instead of a name leaves the parameter to its
       initialiser.
@@ -87,10 +87,10 @@ class RestoreCheckpointConfig:
 
   def __post_init__(self):
     _require_dtype('RestoreCheckpointConfig', self.dtype)
-    if self.mode not in ('specific', 'latest'):
+    if self.mode not in ('specific', 'latest', 'all'):
       raise ValueError(
           f'RestoreCheckpointConfig.mode is {self.mode!r}; expected '
-          "'specific' or 'latest'.")
+          "'specific', 'latest' or 'all'.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,6 +36,7 @@ all_steps = checkpoint_folders.all_steps
 latest_step = checkpoint_folders.latest_step
 find_checkpoint = checkpoint_folders.find_checkpoint
 open_checkpoint = checkpoint_folders.open_checkpoint
+is_run_save = checkpoint_folders.is_run_save
 
 BaseRecord = run_saves.BaseRecord
 RunRecord = run_saves.RunRecord

@@ -17,13 +17,11 @@ from jaxtyping import Array
 import numpy as np
 from t5x import checkpoints
 from t5x import fingerprint
-from t5x import models
 from t5x import partitioning
 from t5x import restoration
 from t5x import train_state as train_state_lib
 from t5x import trainer as trainer_lib
 
-load_parameters = restoration.load_parameters
 Parameters = train_state_lib.Parameters
 ParameterInfos = train_state_lib.ParameterInfos
 
@@ -168,11 +166,11 @@ def find_origin(
         'folders only. Checkpoints and tasks may be remote.')
   initial = None
   if restore is not None and restore.path:
-    initial = _directory(restore)
+    initial = directory_of(restore)
     logging.info('The initial checkpoint is %s.', initial)
   step = checkpoints.latest_step(model_dir)
   if step is None:
-    first_step = 0 if initial is None else _step_of(initial)
+    first_step = 0 if initial is None else step_of(initial)
     return Origin(
         _drawn_seed() if seed is None else seed, first_step,
         initial_checkpoint=initial, step=first_step)
@@ -195,13 +193,21 @@ def _drawn_seed() -> int:
   return int(seed)
 
 
-def _directory(restore: checkpoints.RestoreCheckpointConfig) -> str:
-  """The folder of the one checkpoint that a configuration names."""
+def directory_of(restore: checkpoints.RestoreCheckpointConfig) -> str:
+  """The folder of the one checkpoint that a configuration names.
+
+  Raises:
+    CheckpointError: if it names none, or several.
+  """
   path = restore.path
   paths = [path] if isinstance(path, str) else list(path or ())
   if len(paths) != 1:
     raise checkpoints.CheckpointError(
         f'RestoreCheckpointConfig.path is {path!r}; expected one path.')
+  if restore.mode == 'all':
+    raise checkpoints.CheckpointError(
+        "RestoreCheckpointConfig.mode is 'all', which only evaluation knows; "
+        "set it to 'specific' or 'latest'.")
   found = checkpoints.find_checkpoint(paths[0])
   if restore.mode == 'specific' and checkpoints.all_steps(paths[0]):
     raise checkpoints.CheckpointError(
@@ -210,8 +216,12 @@ def _directory(restore: checkpoints.RestoreCheckpointConfig) -> str:
   return found
 
 
-def _step_of(directory: str) -> int:
-  """The step of a checkpoint."""
+def step_of(directory: str) -> int:
+  """The step of a checkpoint; 0 if it does not say.
+
+  Raises:
+    CheckpointError: if it says something else than one integer.
+  """
   step = checkpoints.open_checkpoint(directory).get('state/step')
   if step is None:
     return 0
@@ -222,11 +232,19 @@ def _step_of(directory: str) -> int:
   return int(step.get())
 
 
-def _restored_dtypes(
+def restored_dtypes(
     infos: ParameterInfos,
     restore: checkpoints.RestoreCheckpointConfig | None,
 ) -> ParameterInfos:
-  """What is restored has the dtype that was asked for, now and when resumed."""
+  """What is restored has the dtype that was asked for, now and when resumed.
+
+  Args:
+    infos: what is known of every parameter.
+    restore: the rules; None or without a path for fresh values.
+
+  Returns:
+    The same with other dtypes.
+  """
   if restore is None or not restore.path or restore.dtype is None:
     return infos
   fresh = [regex for regex, source in restore.assignment_map or ()
@@ -267,7 +285,7 @@ def start(
   def init_fn(key: Array):
     return trainer.model.get_initial_variables(key, input_shapes)
 
-  infos = _restored_dtypes(
+  infos = restored_dtypes(
       train_state_lib.describe(init_fn, trainer.model.optimizer_def), restore)
   placement = train_state_lib.shardings(infos, trainer.partitioner)
   template = train_state_lib.template(infos, placement, trainer.optimizer)
@@ -319,46 +337,3 @@ def _require_same_base(
         f'continue it on {found and found.path} '
         f'({found and found.fingerprint[:12]}). Set INITIAL_CHECKPOINT_PATH to '
         'the first, or use another MODEL_DIR.')
-
-
-def inference_state(
-    model: models.BaseModel,
-    partitioner: partitioning.PjitPartitioner,
-    restore: checkpoints.RestoreCheckpointConfig,
-    input_shapes: Mapping[str, tuple[int, ...]],
-    seed: int | None,
-) -> train_state_lib.TrainState:
-  """Parameters without an optimiser.
-
-  Args:
-    model: gives the parameters' shapes.
-    partitioner: gives the mesh.
-    restore: the checkpoint and its rules.
-    input_shapes: shapes of some batch.
-    seed: of parameters that the rules leave to their initialisers; None
-      forbids such rules.
-
-  Returns:
-    A state at the checkpoint's step that counts everything as frozen.
-
-  Raises:
-    CheckpointError: if something cannot be restored.
-  """
-  if restore.fallback_to_scratch and seed is None:
-    raise checkpoints.CheckpointError(
-        'RestoreCheckpointConfig.fallback_to_scratch needs a seed: set '
-        'evaluate.fallback_init_rng or infer.fallback_init_rng.')
-
-  def init_fn(key: Array):
-    return model.get_initial_variables(key, input_shapes)
-
-  infos = _restored_dtypes(
-      train_state_lib.describe(init_fn, model.optimizer_def), restore)
-  placement = train_state_lib.shardings(infos, partitioner)
-  directory = _directory(restore)
-  parameters = load_parameters(
-      infos, placement, restore, directory,
-      lambda paths: train_state_lib.initialize(
-          init_fn, jax.random.key(seed or 0), paths, placement))
-  step = jax.device_put(np.int32(_step_of(directory)), partitioner.sharding())
-  return train_state_lib.TrainState(step, {}, parameters, ())

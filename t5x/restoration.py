@@ -48,7 +48,7 @@ def load_parameters(
   if directory is None or restore is None:
     return init(list(infos))
   return load(restorable(infos, restore, directory), infos, placement,
-               restore, directory, init)
+              restore, directory, init)
 
 
 def restorable(
@@ -109,6 +109,36 @@ def load(
   Raises:
     CheckpointError: see `load_parameters`.
   """
+  sources = parameter_sources(arrays, infos, restore, directory)
+  # Waiting for each keeps the host from holding what devices still copy.
+  restored = {
+      path: jax.block_until_ready(
+          array.put(placement[path], infos[path].dtype))
+      for path, array in sources.items() if array is not None}
+  return init([path for path, array in sources.items() if array is None]
+              ) | restored
+
+
+def parameter_sources(
+    arrays: Mapping[str, LazyArray],
+    infos: ParameterInfos,
+    restore: checkpoints.RestoreCheckpointConfig,
+    directory: str,
+) -> dict[str, LazyArray | None]:
+  """Where every parameter's value is in a checkpoint; nothing is read yet.
+
+  Args:
+    arrays: see `restorable`.
+    infos: what is known of every parameter.
+    restore: the rules.
+    directory: the checkpoint, for errors.
+
+  Returns:
+    From path to array, None where a rule leaves it to its initialiser.
+
+  Raises:
+    CheckpointError: see `load_parameters`.
+  """
   names = {f'target/{path}': path for path in infos}
   fresh = [path for name, path in names.items()
            if name not in arrays and _is_ruled_out(name, restore)]
@@ -124,20 +154,14 @@ def load(
     raise checkpoints.CheckpointError(
         f'The assignment map leaves {fresh[0]!r} without a value; set '
         'RestoreCheckpointConfig.fallback_to_scratch = True to initialise it.')
-  restored = {}
-  for name, path in names.items():
-    if name not in arrays:
-      continue
-    array = arrays[name]
-    if array.shape != infos[path].shape:
+  found = {path: arrays.get(name) for name, path in names.items()}
+  for path, array in found.items():
+    if array is not None and array.shape != infos[path].shape:
       raise checkpoints.CheckpointError(
           f'{directory}: {array.name} has shape {list(array.shape)}, but '
           f'the model has {list(infos[path].shape)}. Use the model file of the '
           "checkpoint's size.")
-    # Waiting for each keeps the host from holding what devices still copy.
-    restored[path] = jax.block_until_ready(
-        array.put(placement[path], infos[path].dtype))
-  return init(fresh) | restored
+  return found
 
 
 def _is_ruled_out(

@@ -83,17 +83,6 @@ def test_a_scanned_model_restores_separate_layers(tiny, base):
       plain.score_batch(separate, batch), rtol=1e-5)
 
 
-@pytest.mark.parametrize('dtype', ['bfloat16', 'float32', None])
-def test_dtype_on_restore(tiny, base, dtype):
-  path, _ = base
-  state = initialization.inference_state(
-      tiny.model(), partitioning.PjitPartitioner(1),
-      _restore(path, dtype=dtype), tiny.SHAPES, None)
-  dtypes = {str(x.dtype) for x in state.frozen.values()}
-  assert dtypes == {dtype or 'float32'}
-  assert int(state.step) == 12
-
-
 def test_sharded_restore_equals_the_checkpoint(tiny, base):
   path, values = base
   _, start = _start(tiny, tiny.model(), _restore(path), partitions=2)
@@ -247,13 +236,3 @@ def test_missing_parameters_are_named(tiny, base):
     _start(tiny, model, _restore(path, assignment_map=LEAVE_PROMPT))
   with pytest.raises(checkpoints.CheckpointError, match=r'\[8, 16\].*\[8, 24'):
     _start(tiny, tiny.model(mlp_dim=24), _restore(path))
-
-
-def test_inference_without_a_seed_initialises_nothing(tiny, base):
-  path, _ = base
-  restore = _restore(
-      path, assignment_map=LEAVE_PROMPT, fallback_to_scratch=True)
-  with pytest.raises(checkpoints.CheckpointError, match='fallback_init_rng'):
-    initialization.inference_state(
-        tiny.model(prompt_length=3), partitioning.PjitPartitioner(1), restore,
-        tiny.SHAPES, None)
