@@ -10,6 +10,7 @@ import pathlib
 import random
 from typing import Any
 
+from prompt_tuning.data import rank_classification
 from prompt_tuning.demo import language
 import seqio
 import tensorflow as tf
@@ -223,17 +224,27 @@ def features() -> dict[str, seqio.Feature]:
 
 
 def register(task: DemoTask) -> None:
-  """Adds a task to SeqIO's registry."""
+  """Adds a task to SeqIO's registry, and `<name>_rank`, which ranks labels."""
+  source = GeneratedDataSource(
+      functools.partial(examples, task), ('train', *EVALUATION_SIZES))
+  to_tokens = [seqio.preprocessors.tokenize,
+               seqio.preprocessors.append_eos_after_trim]
   seqio.TaskRegistry.add(
       task.name,
-      source=GeneratedDataSource(
-          functools.partial(examples, task), ('train', *EVALUATION_SIZES)),
-      preprocessors=[
-          seqio.preprocessors.tokenize,
-          seqio.preprocessors.append_eos_after_trim,
-      ],
+      source=source,
+      preprocessors=to_tokens,
       output_features=features(),
       metric_fns=[accuracy])
+  seqio.TaskRegistry.add(
+      f'{task.name}_rank',
+      source=source,
+      preprocessors=[
+          functools.partial(
+              rank_classification.rank_labels, labels=task.labels),
+          *to_tokens],
+      output_features=features(),
+      postprocess_fn=rank_classification.postprocess,
+      metric_fns=[rank_classification.metric(num_classes=len(task.labels))])
 
 
 for _demo_task in (*SOURCES, *TARGETS):

@@ -1,0 +1,1 @@
+"""SeqIO tasks, preprocessors, postprocessors and metrics; no jax."""
