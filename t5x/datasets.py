@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import difflib
 import importlib
+import inspect
 import logging
 import os
 from typing import Any, TypeVar
@@ -174,7 +175,7 @@ def get_dataset(
     DatasetError: if the task, its split or its lengths cannot be used.
   """
   provider = get_mixture_or_task(config)
-  _require_split(provider, config)
+  require_split(provider, config)
   return seqio.get_dataset(
       provider,
       task_feature_lengths=config.task_feature_lengths,
@@ -190,9 +191,13 @@ def get_dataset(
       trim_output_features=config.trim_output_features)
 
 
-def _require_split(
+def require_split(
     provider: seqio.Task | seqio.Mixture, config: DatasetConfig) -> None:
-  """Fails if no task of the provider has the split, or lengths are missing."""
+  """Fails if no task of the provider has the split, or lengths are missing.
+
+  Raises:
+    DatasetError: naming the splits or the features that there are.
+  """
   if config.split not in provider.splits:
     raise DatasetError(
         f'{provider.name!r} has no split {config.split!r}; it has '
@@ -233,7 +238,7 @@ def get_training_eval_datasets(
   tasks = [task for task in seqio.get_subtasks(provider)
            if config.split in task.splits]
   if not tasks:
-    _require_split(provider, config)
+    require_split(provider, config)
   providers = {task.name: task for task in tasks}
   if isinstance(provider, seqio.Mixture) and len(tasks) > 1:
     providers[provider.name] = provider
@@ -265,56 +270,6 @@ def some_feature_shapes(
   lengths = converter.get_model_feature_lengths(
       dict.fromkeys(converter.TASK_FEATURES, 2))
   return {name: (1, length) for name, length in lengths.items()}
-
-
-@dataclasses.dataclass(frozen=True)
-class InferenceExamples:
-  """The examples of one task, as text and as features, in the same order.
-
-  Attributes:
-    texts: the `*_pretokenized` fields of every example.
-    features: pairs (index, model features), not batched.
-  """
-
-  texts: Iterable[dict[str, str]]
-  features: tf.data.Dataset
-
-
-def inference_examples(
-    config: DatasetConfig, converter: seqio.FeatureConverter
-) -> dict[str, InferenceExamples]:
-  """Every example of a configuration's tasks, once.
-
-  Args:
-    config: what to read.
-    converter: makes model features.
-
-  Returns:
-    From task name to examples.
-
-  Raises:
-    DatasetError: if no task has the split.
-  """
-  provider = get_mixture_or_task(config)
-  _require_split(provider, config)
-  examples = {}
-  for task in seqio.get_subtasks(provider):
-    if config.split not in task.splits:
-      continue
-    rows = task.get_dataset(
-        config.task_feature_lengths, config.split, shuffle=False,
-        num_epochs=1, use_cached=config.use_cached, seed=config.seed,
-        trim_output_features=config.trim_output_features)
-    features = converter(rows, task_feature_lengths=config.task_feature_lengths)
-    examples[task.name] = InferenceExamples(_texts(rows), features.enumerate())
-  return examples
-
-
-def _texts(rows: tf.data.Dataset) -> Iterator[dict[str, str]]:
-  """The texts of examples, before they were tokenised."""
-  for row in rows.as_numpy_iterator():
-    yield {name: value.decode() for name, value in row.items()
-           if name.endswith('_pretokenized') and isinstance(value, bytes)}
 
 
 def numpy_batches(
@@ -404,6 +359,19 @@ def make_evaluator(
                  'evaluated.', provider.name, config.split)
     return None
   return evaluator
+
+
+def features_of(
+    inputs: seqio.Vocabulary, targets: seqio.Vocabulary, add_eos: bool = True
+) -> dict[str, seqio.Feature]:
+  """The features of text-to-text tasks in given vocabularies."""
+  return {'inputs': seqio.Feature(inputs, add_eos=add_eos),
+          'targets': seqio.Feature(targets, add_eos=add_eos)}
+
+
+def metric_takes_scores(metric: Callable[..., Any]) -> bool:
+  """Whether a metric is of scores, not of predictions; SeqIO's rule."""
+  return 'scores' in inspect.signature(metric).parameters
 
 
 def get_vocabulary(

@@ -134,22 +134,6 @@ def test_mixtures_are_evaluated_by_task_and_together():
     seqio.MixtureRegistry.remove('datasets_test_mixture')
 
 
-def test_padded_batches_cover_every_example_once():
-  examples = datasets.inference_examples(
-      dataclasses.replace(CONFIG, split='validation'), _converter())
-  found = list(datasets.padded_batches(
-      examples['demo_film_sentiment'].features, 32))
-  indices = np.concatenate([i for i, _ in found])
-  assert len(indices) == 128
-  assert sorted(indices[indices >= 0]) == list(range(100))
-  assert all(x.shape[0] == 32 for _, b in found for x in b.values())
-  texts = list(examples['demo_film_sentiment'].texts)
-  assert len(texts) == 100
-  first = tasks.examples(tasks.SOURCES[0], 'validation')[0]
-  assert texts[0] == {'inputs_pretokenized': first[0],
-                      'targets_pretokenized': first[1]}
-
-
 def test_prefetch_keeps_the_order_and_runs_ahead():
   done = []
 
