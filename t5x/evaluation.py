@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator, Mapping
 import functools
+import hashlib
 from typing import Any
 
 import jax
+from jaxtyping import Array
 import numpy as np
 from t5x import datasets
 from t5x import loop
@@ -109,14 +111,60 @@ class InferenceRunner:
     Yields:
       Indices of the rows, -1 for padding, and the results.
     """
+    params = state.params
+    for number, (indices, batch) in enumerate(
+        datasets.padded_batches(dataset, self._batch_size)):
+      key = jax.random.fold_in(jax.random.key(0), number)
+      yield indices, self.run_batch(mode, params, batch, key)
+
+  def run_batch(
+      self,
+      mode: str,
+      params: models.Params,
+      batch: datasets.NumpyBatch,
+      key: Array,
+  ) -> Any:
+    """Runs a mode over one batch that every process has.
+
+    Args:
+      mode: 'predict', 'predict_with_aux' or 'score'.
+      params: nested parameters.
+      batch: all rows.
+      key: for decoding strategies that draw.
+
+    Returns:
+      The results as numpy arrays, rows first.
+    """
+    rng = () if mode == 'score' else (key,)
     with self._partitioner.scope():
-      params = state.params
-      for number, (indices, batch) in enumerate(
-          datasets.padded_batches(dataset, self._batch_size)):
-        placed = self._partitioner.global_batch(batch)
-        rng = () if mode == 'score' else (
-            jax.random.fold_in(jax.random.key(0), number),)
-        yield indices, jax.device_get(self._steps[mode](params, placed, *rng))
+      placed = self._partitioner.global_batch(batch)
+      return jax.device_get(self._steps[mode](params, placed, *rng))
+
+  def program(
+      self,
+      mode: str,
+      params: models.Params,
+      features: Mapping[str, tuple[tuple[int, ...], Any]],
+  ) -> str:
+    """Names what a mode computes: model, decoding strategy, shapes, devices.
+
+    Args:
+      mode: 'predict', 'predict_with_aux' or 'score'.
+      params: nested parameters.
+      features: shape without a batch axis, and dtype, of every feature.
+
+    Returns:
+      SHA-256 of the program before any optimisation.
+    """
+    batch = {
+        name: jax.ShapeDtypeStruct(
+            (self._batch_size, *shape), dtype,
+            sharding=self._partitioner.batch_sharding)
+        for name, (shape, dtype) in features.items()}
+    rng = () if mode == 'score' else (jax.random.key(0),)
+    with self._partitioner.scope():
+      text = self._steps[mode].lower(params, batch, *rng).as_text()
+    return hashlib.sha256(text.encode()).hexdigest()
 
   def run(
       self, mode: str, state: TrainState, dataset: Any

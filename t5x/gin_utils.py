@@ -228,7 +228,9 @@ def main_function(fn: Callable[..., T]) -> Iterator[Callable[..., T]]:
   """Makes a function configurable as `__main__.<its name>`.
 
   Published run files say `import __main__ as train_script`; so within the
-  context, whichever module is the program has the function as an attribute.
+  context, whichever module is the program has the function as an attribute,
+  and beside it, for as long as the program runs, what the function's module
+  lists in FOR_GIN.
 
   Args:
     fn: `train`, `evaluate` or `infer`.
@@ -248,6 +250,8 @@ def main_function(fn: Callable[..., T]) -> Iterator[Callable[..., T]]:
     with one_line_errors(name):
       return configured()
 
+  for helper in fn.__globals__.get('FOR_GIN', ()):
+    vars(program).setdefault(helper, fn.__globals__[helper])
   absent = object()
   before = getattr(program, name, absent)
   setattr(program, name, fn)
@@ -260,6 +264,16 @@ def main_function(fn: Callable[..., T]) -> Iterator[Callable[..., T]]:
       setattr(program, name, before)
 
 
+def bindings_of(fn: Callable[..., Any]) -> str:
+  """A function's name and what gin binds of its arguments, as text."""
+  name = getattr(fn, '__name__', type(fn).__name__)
+  try:
+    bound = gin.get_bindings(fn, resolve_references=False)
+  except ValueError:  # gin does not know it, so it has no bindings.
+    bound = {}
+  return f'{name}({", ".join(f"{k}={bound[k]!r}" for k in sorted(bound))})'
+
+
 def config_str() -> str:
   """All bindings and macros, as gin would read them."""
   return gin.config_str()
@@ -268,6 +282,41 @@ def config_str() -> str:
 def operative_config_str() -> str:
   """The parameters that were used, defaults included."""
   return gin.operative_config_str()
+
+
+def value_of(
+    expression: str,
+    gin_files: Sequence[str],
+    gin_bindings: Sequence[str] = (),
+    gin_search_paths: Sequence[str] = ('.',),
+) -> Any:
+  """What an expression means in a configuration, for notebooks.
+
+  The configuration takes the place of an earlier one and stays in force: what
+  the value calls later is configured by it too.
+
+  Args:
+    expression: for instance `%MODEL`.
+    gin_files: files in order.
+    gin_bindings: `NAME = VALUE`, after them.
+    gin_search_paths: folders of the user's own files.
+
+  Returns:
+    The value.
+
+  Raises:
+    GinError: naming the file or binding, and the fix.
+  """
+  gin.clear_config()
+  with main_function(_asked_for) as call:
+    parse_gin_flags(gin_search_paths, gin_files, [
+        *gin_bindings, f'{_asked_for.__name__}.value = {expression}'])
+    return call()
+
+
+def _asked_for(value: Any) -> Any:
+  """Gives `value_of` what gin makes of its expression."""
+  return value
 
 
 def summarize_gin_config(model_dir: str, *unused_args: Any) -> None:

@@ -37,7 +37,8 @@ def define_flags(values: flags.FlagValues) -> None:
        flag_values=values)
   for name, meaning in (('process_count', 'How many processes there are.'),
                         ('process_index', 'Which one this is.'),
-                        ('initialization_timeout', 'Seconds to wait.')):
+                        ('initialization_timeout', 'Seconds to wait.'),
+                        ('shard_id', 'Overrides infer.shard_id.')):
     flags.DEFINE_integer(name, None, meaning, flag_values=values)
 
 
@@ -59,10 +60,12 @@ def execute(fn: Callable[..., Any], values: flags.FlagValues) -> Any:
   bindings = list(values.gin_bindings)
   if values.dry_run:
     bindings.append(f'{fn.__name__}.dry_run = True')
-  with processes.failing_together(_described):
-    with gin_utils.main_function(fn) as configured:
-      gin_utils.parse_gin_flags(
-          values.gin_search_paths, values.gin_file, bindings)
+  if values.shard_id is not None:
+    bindings.append(f'{fn.__name__}.shard_id = {values.shard_id}')
+  with (processes.failing_together(_described),
+        gin_utils.main_function(fn) as configured):
+    gin_utils.parse_gin_flags(
+        values.gin_search_paths, values.gin_file, bindings)
     return configured()
 
 

@@ -13,7 +13,7 @@ from t5x import decoding
 from t5x import eval as eval_script
 from t5x import evaluation
 from t5x import infer
-from t5x import initialization
+from t5x import inference_state
 from t5x import models
 from t5x import optimizers
 from t5x import partitioning
@@ -35,6 +35,14 @@ COMMON = [
     '--gin.utils.DatasetConfig.batch_size=32',
 ]
 
+FROM_FILE = [
+    '--gin_file=models/demo_prompt.gin',
+    '--gin_file=models/decoding/greedy.gin',
+    '--gin_file=runs/prompt_infer_file.gin',
+    f'--gin.CHECKPOINT_PATH={files.checkpoint()}',
+    "--gin.TASK_FEATURE_LENGTHS={'inputs': 32, 'targets': 4}",
+]
+
 
 @pytest.fixture(scope='module')
 def prompt(tmp_path_factory):
@@ -53,8 +61,12 @@ def _infer(prompt, output, mode, *extra):
       '--gin_file=runs/prompt_infer.gin', f'--gin.PROMPT_FILE={prompt}',
       f'--gin.INFER_OUTPUT_DIR={output}', f"--gin.infer.mode='{mode}'",
       *COMMON, *extra])
-  return path, [json.loads(line)
-                for line in pathlib.Path(path).read_text().splitlines()]
+  return path, _rows(path)
+
+
+def _rows(path):
+  return [json.loads(line)
+          for line in pathlib.Path(path).read_text().splitlines()]
 
 
 @pytest.fixture(scope='module')
@@ -93,6 +105,56 @@ def test_predict_with_aux_adds_scores(prompt, predictions, tmp_path):
   assert all(row['aux']['scores'] <= 0 for row in rows)
 
 
+def test_all_decodes_are_written_with_their_scores_and_tokens(
+    prompt, predictions, tmp_path):
+  sampling = 'models.EncoderDecoderModel.predict_batch_with_aux'
+  _, rows = _infer(
+      prompt, tmp_path, 'predict_with_aux',
+      '--gin_file=models/decoding/beam_search.gin',
+      f'--gin.{sampling}.num_decodes=3',
+      f'--gin.{sampling}.return_all_decodes=True',
+      '--gin.write_inferences_to_file.output_ids=True')
+  vocabulary = tasks.vocabulary()
+  assert len(rows) == SIZE
+  for row in rows:
+    scores = row['aux']['scores']
+    assert len(scores) == 3 and scores == sorted(scores)
+    assert all(0 not in tokens for tokens in row['prediction_tokens'])
+    assert row['prediction'] == [
+        vocabulary.decode(tokens) for tokens in row['prediction_tokens']]
+
+
+def test_all_inputs_are_written_on_request(prompt, predictions, tmp_path):
+  write = '--gin.write_inferences_to_file'
+  _, rows = _infer(prompt, tmp_path / 'all', 'predict',
+                   f'{write}.include_all_inputs=True')
+  _, some = _infer(prompt, tmp_path / 'some', 'predict',
+                   f"{write}.input_fields_to_include=['targets']")
+  for row, few, plain in zip(rows, some, predictions[1], strict=True):
+    assert row['inputs'].keys() == {
+        'inputs', 'targets', 'inputs_pretokenized', 'targets_pretokenized'}
+    assert few == plain | {'inputs': {'targets': row['inputs']['targets']}}
+  with pytest.raises(ValueError, match=r"'none'; the examples have \['inputs"):
+    _infer(prompt, tmp_path / 'none', 'predict',
+           f"{write}.input_fields_to_include=['none']")
+
+
+def test_job_shards_hold_every_row_once(prompt, predictions, tmp_path):
+  shards = []
+  for shard in range(3):
+    path, rows = _infer(
+        prompt, tmp_path, 'predict', f'--shard_id={shard}',
+        '--gin.infer.num_shards=3')
+    assert path.endswith(f'predict.jsonl-0000{shard}-of-00003')
+    shards.append(rows)
+    assert (tmp_path / 'config.gin').exists()
+  assert sorted(map(json.dumps, sum(shards, []))) == sorted(
+      map(json.dumps, predictions[1]))
+  with pytest.raises(ValueError, match='shard from 0 to 2'):
+    _infer(prompt, tmp_path, 'predict', '--shard_id=3',
+           '--gin.infer.num_shards=3')
+
+
 def test_score_is_negative_and_follows_the_targets(prompt, tmp_path):
   _, rows = _infer(prompt, tmp_path, 'score')
   assert len(rows) == SIZE
@@ -111,11 +173,11 @@ def test_every_batch_is_sampled_with_a_key_of_its_own(prompt, tmp_path):
       'decoder_input_tokens': np.zeros((len(text), 4), np.int32)}).enumerate()
   partitioner = partitioning.PjitPartitioner(1)
   runner = evaluation.InferenceRunner(model, partitioner, rows)
-  state = initialization.inference_state(
+  state = inference_state.Restorer(
       model, partitioner,
       checkpoints.RestoreCheckpointConfig(path=files.checkpoint()),
       {'encoder_input_tokens': (1, 2), 'decoder_input_tokens': (1, 2),
-       'decoder_target_tokens': (1, 2)}, None)
+       'decoder_target_tokens': (1, 2)}).state(files.checkpoint())
   drawn = np.stack([row for _, row in runner.run('predict', state, dataset)])
   first, second, third = np.split(drawn, batches)
   assert (first != second).any() and (second != third).any()
@@ -141,6 +203,46 @@ def test_an_uneven_batch_is_refused_before_anything_is_written(
   with pytest.raises(ValueError, match='BATCH_SIZE 12'):
     _infer(prompt, tmp_path / 'out', 'predict',
            '--gin.utils.DatasetConfig.batch_size=12')
+  assert not (tmp_path / 'out').exists()
+
+
+def test_inputs_of_a_file_with_labels_are_ranked(prompt, tmp_path):
+  lines = [text for text, _ in tasks.examples(TASK, 'validation')[:21]]
+  file = tmp_path / 'questions.txt'
+  file.write_text('\n'.join(lines))
+  labels = ['no', 'yes', 'the film']
+  ranked = program.run_command(infer.infer, [
+      *FROM_FILE, f'--gin.PROMPT_FILE={prompt}', f'--gin.INPUT_FILE={file}',
+      f'--gin.LABELS={labels}', f'--gin.INFER_OUTPUT_DIR={tmp_path}',
+      # 8 rows are no whole number of examples of three labels.
+      '--gin.utils.DatasetConfig.batch_size=8',
+      '--gin.infer.checkpoint_period=1'])
+  assert ranked == [f'{tmp_path}/questions-predict.jsonl-00000-of-00001']
+  rows = _rows(ranked[0])
+  pairs = tmp_path / 'pairs.jsonl'
+  pairs.write_text(''.join(
+      json.dumps({'q': line, 'a': label}) + '\n'
+      for line in lines for label in labels))
+  (scored,) = program.run_command(infer.infer, [
+      *FROM_FILE, f'--gin.PROMPT_FILE={prompt}', f'--gin.INPUT_FILE={pairs}',
+      '--gin.INPUT_FIELD=q', '--gin.TARGET_FIELD=a',
+      f'--gin.INFER_OUTPUT_DIR={tmp_path}', "--gin.infer.mode='score'"])
+  scores = np.reshape([row['score'] for row in _rows(scored)], (21, 3))
+  for row, line, expected in zip(rows, lines, scores, strict=True):
+    assert row['inputs'] == {'inputs_pretokenized': line}
+    np.testing.assert_allclose(
+        [row['scores'][label] for label in labels], expected, rtol=1e-5)
+    assert row['label'] == labels[int(np.argmax(expected))]
+
+
+def test_inputs_without_targets_cannot_be_scored(prompt, tmp_path):
+  file = tmp_path / 'a.txt'
+  file.write_text('one\n')
+  with pytest.raises(ValueError, match='TARGET_FIELD'):
+    program.run_command(infer.infer, [
+        *FROM_FILE, f'--gin.PROMPT_FILE={prompt}', f'--gin.INPUT_FILE={file}',
+        f'--gin.INFER_OUTPUT_DIR={tmp_path / "out"}',
+        "--gin.infer.mode='score'"])
   assert not (tmp_path / 'out').exists()
 
 
