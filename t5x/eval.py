@@ -1,18 +1,20 @@
-"""Evaluates a checkpoint: `python -m t5x.eval --gin_file=... --gin.NAME=VALUE`.
+"""Evaluates checkpoints: `python -m t5x.eval --gin_file=... --gin.NAME=VALUE`.
 
 With `runs/prompt_eval.gin` the checkpoint is the frozen model and the prompt
-comes from a file.
+comes from a file; with T5X's `runs/eval.gin` it may be a run's own.
 """
 
 from collections.abc import Callable
 from typing import Any
 
+from etils import epath
 import jax
 from t5x import checkpoints
 from t5x import datasets
 from t5x import evaluation
-from t5x import initialization
+from t5x import inference_state
 from t5x import metric_writers
+from t5x import model_info
 from t5x import models
 from t5x import partitioning
 from t5x import program
@@ -28,26 +30,33 @@ def evaluate(
     inference_evaluator_cls: Callable[..., Any] = datasets.Evaluator,
     summarize_config_fn: Callable[..., None] | None = None,
     fallback_init_rng: int | None = None,
+    base_checkpoint_path: str | None = None,
     use_orbax: bool = True,
     dry_run: bool = False,
 ) -> dict[str, dict[str, Any]]:
-  """Computes SeqIO's metrics of a checkpoint.
+  """Computes SeqIO's metrics of checkpoints.
+
+  With the restore mode 'all', what has been evaluated is noted in
+  `eval.<mixture>.ckpt` and not evaluated again.
 
   Args:
     model: what is evaluated.
     dataset_cfg: the task or mixture, and its split.
-    restore_checkpoint_cfg: the checkpoint.
+    restore_checkpoint_cfg: the checkpoints: of a model, or of a run.
     partitioner: the mesh.
     output_dir: where configuration, metrics and predictions are written.
     inference_evaluator_cls: a `seqio.Evaluator`.
     summarize_config_fn: called with the folder, None (T5X's summary writer)
       and the step, to write the configuration.
     fallback_init_rng: seed of parameters that are not in the checkpoint.
+    base_checkpoint_path: where the frozen base of a run's own checkpoint is, if
+      not where it was.
     use_orbax: accepted for T5X's gin files; any layout is read.
     dry_run: resolve the configuration, and write and compute nothing.
 
   Returns:
-    From task name to metrics.
+    From task name to metrics, of the last checkpoint that was evaluated; empty
+    if there was none left.
 
   Raises:
     ValueError: for a configuration that cannot be evaluated.
@@ -55,28 +64,77 @@ def evaluate(
   del use_orbax
   if dry_run:
     return {}
+  directories = inference_state.directories(restore_checkpoint_cfg)
+  done = _Done(output_dir, dataset_cfg)
+  if restore_checkpoint_cfg.mode == 'all':
+    directories = [d for d in directories if d not in done.read()]
   converter = datasets.feature_converter(model.FEATURE_CONVERTER_CLS)
   datasets.verify_matching_vocabs(
       dataset_cfg, model.input_vocabulary, model.output_vocabulary)
   runner = evaluation.InferenceRunner(
       model, partitioner, dataset_cfg.batch_size)
-  state = initialization.inference_state(
+  restorer = inference_state.Restorer(
       model, partitioner, restore_checkpoint_cfg,
-      datasets.some_feature_shapes(converter), fallback_init_rng)
+      datasets.some_feature_shapes(converter), seed=fallback_init_rng,
+      base_checkpoint_path=base_checkpoint_path)
   terminal = metric_writers.Terminal(0, 0)
   folder = metric_writers.RunFolder(
       output_dir, terminal, silent=jax.process_index() != 0)
-  if summarize_config_fn is not None and jax.process_index() == 0:
-    summarize_config_fn(output_dir, None, int(state.step))
+  evaluate_task = evaluation.InferenceEvaluation(
+      _evaluator(dataset_cfg, inference_evaluator_cls, converter,
+                 f'{output_dir}/inference_eval'), runner, folder)
+  results: dict[str, dict[str, Any]] = {}
+  for directory in directories:
+    state = restorer.state(directory)
+    step = int(state.step)
+    if directory == directories[0]:
+      folder.write_text('model-info.txt', model_info.model_info(
+          restorer.infos, restorer.placement, state))
+      if summarize_config_fn is not None and jax.process_index() == 0:
+        summarize_config_fn(output_dir, None, step)
+    if restore_checkpoint_cfg.mode == 'all':
+      folder.drop_step('inference_eval/*-metrics.jsonl', step)
+    results = evaluate_task.report(step, state)
+    if jax.process_index() == 0:
+      done.add(directory)
+  if not directories:
+    folder.say(f'{done.path}: all checkpoints have been evaluated')
+  return results
+
+
+def _evaluator(
+    config: datasets.DatasetConfig,
+    evaluator_cls: Callable[..., Any],
+    converter: Any,
+    log_dir: str,
+) -> Any:
+  """A SeqIO evaluator with something to evaluate."""
   evaluator = datasets.make_evaluator(
-      dataset_cfg, inference_evaluator_cls, converter,
-      f'{output_dir}/inference_eval')
+      config, evaluator_cls, converter, log_dir)
   if evaluator is None:
     raise datasets.DatasetError(
-        f'{dataset_cfg.mixture_or_task_name!r} has no metrics on the split '
-        f'{dataset_cfg.split!r}; there is nothing to evaluate.')
-  evaluate_task = evaluation.InferenceEvaluation(evaluator, runner, folder)
-  return evaluate_task.report(int(state.step), state)
+        f'{config.mixture_or_task_name!r} has no metrics on the split '
+        f'{config.split!r}; there is nothing to evaluate.')
+  return evaluator
+
+
+class _Done:
+  """The file `eval.<mixture>.ckpt`: a sorted line per evaluated checkpoint."""
+
+  def __init__(self, output_dir: str, config: datasets.DatasetConfig):
+    name = datasets.get_mixture_or_task(config).name
+    self.path = epath.Path(output_dir) / f'eval.{name}.ckpt'
+
+  def read(self) -> set[str]:
+    """The checkpoints."""
+    return (set(self.path.read_text().splitlines())
+            if self.path.exists() else set())
+
+  def add(self, directory: str) -> None:
+    """Notes another one."""
+    temporary = self.path.parent / f'{self.path.name}.tmp'
+    temporary.write_text('\n'.join(sorted({*self.read(), directory})))
+    temporary.replace(self.path)
 
 
 if __name__ == '__main__':

@@ -4,7 +4,7 @@ Writers take plain numbers and know nothing of arrays, so they run without
 TensorFlow and without a device.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import json
 import pathlib
 import time
@@ -88,13 +88,18 @@ class JsonlWriter:
 
 def drop_rows_after(path: str, step: int) -> None:
   """Removes the rows of a later step, and a last row that was cut off."""
+  _keep_rows(path, lambda found: found <= step)
+
+
+def _keep_rows(path: str, wanted: Callable[[int], bool]) -> None:
+  """Keeps the rows of wanted steps, up to one that was cut off."""
   file = epath.Path(path)
   if not file.exists():
     return
   kept = []
   for line in file.read_text().splitlines():
     try:
-      if json.loads(line)['step'] <= step:
+      if wanted(json.loads(line)['step']):
         kept.append(line)
     except ValueError:
       break
@@ -222,6 +227,12 @@ class RunFolder:
       return
     for path in epath.Path(self.directory).glob(pattern):
       drop_rows_after(str(path), self._resume_step)
+
+  def drop_step(self, pattern: str, step: int) -> None:
+    """Removes the rows of one step, which is evaluated again."""
+    if not self._silent:
+      for path in epath.Path(self.directory).glob(pattern):
+        _keep_rows(str(path), lambda found: found != step)
 
   def write_text(self, name: str, text: str) -> None:
     """A text file in the run's folder."""

@@ -181,6 +181,27 @@ def test_evaluation_and_inference_resolve(name, fn, run, output, tmp_path):
           "--gin.TASK_FEATURE_LENGTHS={'inputs': 32, 'targets': 4}")
 
 
+@pytest.mark.parametrize('run,macros', [
+    ('runs/prompt_infer_file.gin', ['PROMPT_FILE={prompt}']),
+    ('t5x/configs/runs/infer_from_file.gin', []),
+    ('t5x/configs/runs/infer_from_tfexample_file.gin', [
+        "TF_EXAMPLE_FILE_PATHS=['{record}']", 'TF_EXAMPLE_FILE_TYPE=tfrecord',
+        "FEATURE_LENGTHS={{'inputs': 32, 'targets': 4}}"])])
+def test_inference_from_files_resolves(run, macros, tmp_path):
+  prompt, record = tmp_path / 'prompt.npy', tmp_path / 'a.tfrecord'
+  np.save(prompt, np.zeros((10, 128), np.float32))
+  record.touch()
+  (tmp_path / 'inputs.txt').write_text('the film was good')
+  text = dry_run(
+      infer.infer, '--gin_file=models/demo_prompt.gin', f'--gin_file={run}',
+      f'--gin.CHECKPOINT_PATH={files.checkpoint()}',
+      '--gin.INFER_OUTPUT_DIR=/nowhere',
+      f'--gin.INPUT_FILE={tmp_path / "inputs.txt"}',
+      "--gin.TASK_FEATURE_LENGTHS={'inputs': 32, 'targets': 4}",
+      *('--gin.' + m.format(prompt=prompt, record=record) for m in macros))
+  assert "utils.DatasetConfig.split = 'infer'" in text
+
+
 @pytest.mark.parametrize('name', _names('gin/demo'))
 def test_experiments_keep_their_operative_configuration(name, tmp_path):
   # To accept a change, delete the golden file and run the test twice.
