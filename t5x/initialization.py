@@ -17,7 +17,6 @@ from jaxtyping import Array
 import numpy as np
 from t5x import checkpoints
 from t5x import fingerprint
-from t5x import partitioning
 from t5x import restoration
 from t5x import train_state as train_state_lib
 from t5x import trainer as trainer_lib

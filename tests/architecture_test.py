@@ -26,10 +26,13 @@ ENGINE = {
         'checkpoint_folders', 'checkpoint_configs', 'optimizer_slots',
         'native_checkpoints', 'run_saves', 'best_saves', 'checkpoints',
         'model_info'],
-    'one step': ['trainer', 'restoration', 'initialization'],
+    'one step': [
+        'trainer', 'restoration', 'initialization', 'inference_state'],
     'edges': ['datasets', 'gin_utils', 'metric_writers', 'processes'],
-    'loop': ['loop', 'evaluation', 'program'],
-    'scripts': ['train', 'eval', 'infer', 'utils'],
+    'loop': [
+        'loop', 'evaluation', 'inference_data', 'file_tasks',
+        'inference_files', 'inference_rows', 'inference_loop', 'program'],
+    'scripts': ['train', 'eval', 'infer', 'interactive_model', 'utils'],
     'tools': ['scripts.command', 'scripts.convert_checkpoint'],
 }
 SCIENCE = {
@@ -37,11 +40,13 @@ SCIENCE = {
     'train': [
         'train.prompts', 'train.layers', 'train.models', 'train.optim',
         'train.partitioning', 'train.numpy_checkpoints', 'train.utils'],
+    'notebooks': ['interactive_model'],
     'spot': ['spot.report'],
     'tools': [
         'scripts.variables', 'scripts.extract_variable',
         'scripts.subsample_vocab', 'scripts.find_module',
         'scripts.recreate_checkpoint', 'scripts.diff_checkpoints'],
+    'data': ['data.rank_classification'],
     'demo': [
         'demo.files', 'demo.language', 'demo.tasks', 'demo.pretraining',
         'demo.make_vocabulary', 'demo.make_checkpoint', 'demo.__main__'],
@@ -52,7 +57,9 @@ EDGES = ('t5x.datasets', 't5x.gin_utils', 't5x.metric_writers',
 HEAVY = ('tensorflow', 'seqio', 'gin', 'tensorflow_datasets', 'torch',
          'transformers')
 # Where TensorFlow and SeqIO may be named.
-DATA_MODULES = ('t5x.datasets', 'prompt_tuning.demo.tasks',
+DATA_MODULES = ('t5x.datasets', 't5x.inference_data', 't5x.file_tasks',
+                'prompt_tuning.data.rank_classification',
+                'prompt_tuning.demo.tasks',
                 'prompt_tuning.demo.pretraining')
 
 

@@ -1,0 +1,45 @@
+"""A prompted model for notebooks.
+
+model = gin_utils.value_of('%MODEL', ['models/t5_1_1_base_prompt.gin'])
+ask = InteractiveModel(
+model=model, checkpoint_path='/x/checkpoint_1100000',
+prompt_file='encoder.prompt.prompt.prompt', batch_size=8,
+task_feature_lengths={'inputs': 64, 'targets': 16})
+ask.predict(['the film was good'])
+"""
+
+import dataclasses
+
+from prompt_tuning import numpy_files
+from prompt_tuning.train import partitioning as prompt_partitioning
+from t5x import interactive_model
+from t5x import partitioning
+
+
+@dataclasses.dataclass(kw_only=True)
+class InteractiveModel(interactive_model.InteractiveModel):
+  """`t5x.interactive_model.InteractiveModel` with a prompt.
+
+  Attributes:
+    prompt_file: a numpy file of a trained prompt; None takes the prompt of the
+      checkpoint, which must be a run's own then.
+    prompt_path: the parameter that it is.
+  """
+
+  prompt_file: str | None = None
+  prompt_path: str = 'encoder/prompt/prompt/prompt'
+
+  def __post_init__(self):
+    """Restores the parameters.
+
+    Raises:
+      ValueError: if they cannot be, or the file does not fit the model.
+    """
+    if self.prompt_file is not None:
+      self.parameters = dict(self.parameters) | {
+          self.prompt_path: numpy_files.read(self.prompt_file)}
+    self.partitioner = self.partitioner or partitioning.PjitPartitioner(
+        1, logical_axis_rules=partitioning.standard_logical_axis_rules(
+            additional_rules=(
+                prompt_partitioning.standard_logical_axis_rules())))
+    super().__post_init__()
