@@ -140,50 +140,62 @@ def _nearest(name: str, names: Iterable[str]) -> str:
   return ', '.join(repr(n) for n in found) or 'none'
 
 
+FeatureConverterCls = Callable[..., seqio.FeatureConverter]
+
+
+def feature_converter_cls(name: str) -> FeatureConverterCls:
+  """A SeqIO feature converter by name, to be called with `pack`."""
+  return getattr(seqio, name)
+
+
 def feature_converter(name: str, pack: bool = False) -> seqio.FeatureConverter:
   """A SeqIO feature converter by name."""
-  return getattr(seqio, name)(pack=pack)
+  return feature_converter_cls(name)(pack=pack)
 
 
 def get_dataset(
     config: DatasetConfig,
     shard_id: int,
     num_shards: int,
-    converter: seqio.FeatureConverter,
-    *,
-    seed: int,
+    feature_converter_cls: FeatureConverterCls,
     num_epochs: int | None = None,
+    continue_from_last_checkpoint: bool = False,
 ) -> tf.data.Dataset:
   """This process's share of every training batch.
 
   Args:
-    config: what to read.
+    config: what to read; its seed decides the order alone. `train` fills in the
+      run's seed where there is none.
     shard_id: which share.
     num_shards: into how many the global batch is cut.
-    converter: makes model features.
-    seed: used when the configuration has none.
+    feature_converter_cls: called with `pack`, makes model features.
     num_epochs: None repeats for ever.
+    continue_from_last_checkpoint: must be False; a resumed run goes on where it
+      was without it.
 
   Returns:
-    Batches of `batch_size / num_shards` rows, in an order that depends on the
-    seed alone.
+    Batches of `batch_size / num_shards` rows.
 
   Raises:
     DatasetError: if the task, its split or its lengths cannot be used.
   """
+  if continue_from_last_checkpoint:
+    raise DatasetError(
+        'get_dataset.continue_from_last_checkpoint is not supported; leave it '
+        'False. A resumed run finds its place in the data by itself.')
   provider = get_mixture_or_task(config)
   _require_split(provider, config)
   return seqio.get_dataset(
       provider,
       task_feature_lengths=config.task_feature_lengths,
-      feature_converter=converter,
+      feature_converter=feature_converter_cls(pack=config.pack),
       dataset_split=config.split,
       use_cached=config.use_cached,
       shuffle=config.shuffle,
       num_epochs=num_epochs,
       shard_info=seqio.ShardInfo(index=shard_id, num_shards=num_shards),
       verbose=False,
-      seed=seed if config.seed is None else config.seed,
+      seed=config.seed,
       batch_size=config.batch_size // num_shards,
       trim_output_features=config.trim_output_features)
 
@@ -206,9 +218,10 @@ def get_training_eval_datasets(
     shard_id: int,
     num_shards: int,
     eval_steps: int,
-    converter: seqio.FeatureConverter,
-    *,
-    seed: int,
+    feature_converter_cls: FeatureConverterCls,
+    deterministic: bool = False,
+    model_dir: str | None = None,
+    start_step: int = 0,
 ) -> dict[str, tf.data.Dataset]:
   """Batches for evaluation with the training loss, per task.
 
@@ -217,8 +230,10 @@ def get_training_eval_datasets(
     shard_id: which share of each batch.
     num_shards: into how many a batch is cut.
     eval_steps: batches per evaluation; short sets are repeated.
-    converter: makes model features.
-    seed: used when the configuration has none.
+    feature_converter_cls: called with `pack`, makes model features.
+    deterministic: must be False; T5X never published what it stands for.
+    model_dir: for functions of your own in the place of this one.
+    start_step: likewise.
 
   Returns:
     From task name to `eval_steps` batches, for tasks that have the split; a
@@ -227,6 +242,11 @@ def get_training_eval_datasets(
   Raises:
     DatasetError: if no task has the split.
   """
+  del model_dir, start_step
+  if deterministic:
+    raise DatasetError(
+        'get_training_eval_datasets.deterministic is not supported; leave it '
+        'False.')
   provider = get_mixture_or_task(config)
   tasks = [task for task in seqio.get_subtasks(provider)
            if config.split in task.splits]
@@ -240,7 +260,7 @@ def get_training_eval_datasets(
     single = dataclasses.replace(
         config, mixture_or_task_name=part, batch_size=num_shards)
     rows = get_dataset(
-        single, 0, 1, converter, seed=seed, num_epochs=1).unbatch()
+        single, 0, 1, feature_converter_cls, num_epochs=1).unbatch()
     batches = (rows.repeat().shard(num_shards, shard_id)
                .batch(config.batch_size // num_shards, drop_remainder=True)
                .take(eval_steps))
@@ -431,6 +451,16 @@ def verify_matching_vocabs(
           f'{config.mixture_or_task_name!r} tokenises its {side} with '
           f'{theirs}, but the model has {ours}. Use the task for this model '
           'family, or set VOCABULARY.')
+
+
+def verify_model_vocabs(config: DatasetConfig, model: Any) -> None:
+  """T5X's call of `verify_matching_vocabs`.
+
+  Raises:
+    DatasetError: see there.
+  """
+  verify_matching_vocabs(
+      config, model.input_vocabulary, model.output_vocabulary)
 
 
 def set_data_dirs(

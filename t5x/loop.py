@@ -76,10 +76,15 @@ class Hook:
 
 
 class Stop:
-  """Notices SIGTERM, so that a run can save itself before it ends."""
+  """Notices SIGTERM, so that a run can save itself before it ends.
+
+  Attributes:
+    decided: the run itself wants to end here; the same in all processes.
+  """
 
   def __init__(self) -> None:
     self._requested = False
+    self.decided = False
 
   def _request(self, *unused_args: Any) -> None:
     """The signal's handler."""
@@ -140,6 +145,7 @@ class Reporter:
     self._window: metrics_lib.Metrics | None = None
     self._unmerged = dict(window)
     self._pending: tuple[int, Any, Any] | None = None
+    self.row: dict[str, float] = {}  # The last one that was written.
     self._began = time.monotonic()
     self._change_norm = jax.jit(_change_norm)
 
@@ -197,7 +203,7 @@ class Reporter:
     if change is not None:
       row['change_norm'] = float(change)
     self._writer.write(step, row)
-    self._window, self._began = None, now
+    self.row, self._window, self._began = row, None, now
 
   def window(self) -> dict[str, list[float]]:
     """Sums of the steps since the last row, as plain numbers."""
@@ -241,6 +247,16 @@ def _change_norm(
   return jnp.sqrt(sum(squares, jnp.float32(0.0)))
 
 
+def _between(moment: Moment, hooks: Sequence[Hook], stop: Stop) -> Moment:
+  """Does what is due, in order; an evaluation may decide to stop here."""
+  for hook in hooks:
+    if hook.due(moment):
+      hook.run(moment)
+      moment = dataclasses.replace(
+          moment, stopping=moment.stopping or stop.decided)
+  return moment
+
+
 def run(
     state: TrainState,
     trainer: trainer_lib.Trainer,
@@ -269,11 +285,10 @@ def run(
   while True:
     moment = Moment(step, state, entry=entry, finished=step >= total_steps,
                     stopping=stop.requested(step))
-    if due := [hook for hook in hooks if hook.due(moment)]:
+    if any(hook.due(moment) for hook in hooks):
       reporter.drain()
       with reporter.paused():
-        for hook in due:
-          hook.run(moment)
+        moment = _between(moment, hooks, stop)
     if moment.finished or moment.stopping:
       reporter.drain()
       return step, state

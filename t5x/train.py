@@ -3,12 +3,14 @@
 `train` is a table of contents: data, state, what is done between steps, loop.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
+import gc
 from typing import Any
 
 import jax
+from t5x import actions as actions_lib
 from t5x import checkpoints
 from t5x import datasets
 from t5x import evaluation
@@ -24,6 +26,7 @@ from t5x import train_state as train_state_lib
 from t5x import trainer as trainer_lib
 
 TrainState = train_state_lib.TrainState
+run_actions = actions_lib.run_actions  # T5X's configurations may name it here.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +34,23 @@ class TrainOptions:
   """Further arguments of `train`, with T5X's names.
 
   Attributes:
-    stats_period: steps per reported row; None takes the shorter of the
-      evaluation and save periods.
-    run_eval_before_training: evaluate before the first step.
+    stats_period: steps per reported row; None takes the shortest of the
+      evaluation, save and collection periods.
+    run_eval_before_training: evaluate before the first step; where TRAIN_STEPS
+      is the step that the run starts from, evaluate and do nothing else.
+    actions: from 'TRAIN', 'TRAIN_EVAL' or 'INFER_EVAL' to `trainer.BaseAction`s
+      that see the metrics and may end the run.
+    gc_period: steps between collections of garbage, which happen at no other
+      time then; 0 leaves them to Python.
+    get_dataset_fn: makes the training data; see `datasets.get_dataset`.
+    train_eval_get_dataset_fn: makes the data of the evaluation with the
+      training loss; see `datasets.get_training_eval_datasets`.
+    verify_matching_vocabs_fn: called with a `DatasetConfig` and the model; None
+      checks nothing.
+    train_state_initializer_cls: must be None: how a state begins is not
+      configurable.
+    concurrent_metrics: accepted for T5X's gin files; metrics are always
+      complete before training goes on, so actions always see them.
     use_hardware_rng: random numbers by the hardware's generator; faster on TPU,
       but they depend on the sharding.
     use_orbax: accepted for T5X's command lines; saves are always Orbax's.
@@ -42,9 +59,27 @@ class TrainOptions:
 
   stats_period: int | None = None
   run_eval_before_training: bool = False
+  actions: actions_lib.ActionMap | None = None
+  gc_period: int = 0
+  get_dataset_fn: Callable[..., Any] = datasets.get_dataset
+  train_eval_get_dataset_fn: Callable[..., Any] = (
+      datasets.get_training_eval_datasets)
+  verify_matching_vocabs_fn: Callable[..., None] | None = (
+      datasets.verify_model_vocabs)
+  train_state_initializer_cls: None = None
+  concurrent_metrics: bool = True
   use_hardware_rng: bool = False
   use_orbax: bool = True
   dry_run: bool = False
+
+  def __post_init__(self):
+    if self.train_state_initializer_cls is not None:
+      raise ValueError(
+          'train.train_state_initializer_cls is '
+          f'{self.train_state_initializer_cls!r}; how a state begins is not '
+          'configurable here. Leave it out; to start from other values, use '
+          'utils.RestoreCheckpointConfig.')
+    actions_lib.require_modes(self.actions)
 
 
 @keyword_options.fields_of(TrainOptions)
@@ -99,13 +134,13 @@ def train(
   """
   extra = TrainOptions(**options)
   restore, save = checkpoint_cfg.restore, checkpoint_cfg.save
-  converter = datasets.feature_converter(
-      model.FEATURE_CONVERTER, train_dataset_cfg.pack)
-  shapes = datasets.model_feature_shapes(train_dataset_cfg, converter)
+  shapes = datasets.model_feature_shapes(
+      train_dataset_cfg, datasets.feature_converter(
+          model.FEATURE_CONVERTER, train_dataset_cfg.pack))
 
   # The state: the run's last save, else the initial checkpoint, else scratch.
   origin = initialization.find_origin(model_dir, restore, random_seed)
-  total_steps = origin.last_step(total_steps, relative_steps)
+  total_steps = _last_step(origin, total_steps, relative_steps, extra)
   layout = partitioner.data_layout(train_dataset_cfg.batch_size)
   initialization.require_same_batches(
       origin, layout.batch_size, layout.num_shards)
@@ -114,18 +149,21 @@ def train(
       model=model, partitioner=partitioner, first_step=origin.first_step,
       base_key=dropout_key)
   terminal = metric_writers.Terminal(origin.step, total_steps)
+  train_data, train_eval, infer_eval = (
+      _with_seed(config, origin.seed) for config in (
+          train_dataset_cfg, train_eval_dataset_cfg, infer_eval_dataset_cfg))
   if extra.dry_run:
     infos = train_state_lib.describe(
         lambda key: model.get_initial_variables(key, shapes),
         model.optimizer_def)
     terminal.say(model_info.summary(infos, shapes, origin.step, total_steps))
     return origin.step, None
-  dataset = datasets.get_dataset(
-      train_dataset_cfg, layout.shard_id, layout.num_shards, converter,
-      seed=origin.seed)
-  datasets.verify_matching_vocabs(
-      train_dataset_cfg, model.input_vocabulary, model.output_vocabulary)
-  for config in (train_eval_dataset_cfg, infer_eval_dataset_cfg):
+  dataset = extra.get_dataset_fn(
+      train_data, layout.shard_id, layout.num_shards,
+      datasets.feature_converter_cls(model.FEATURE_CONVERTER))
+  if extra.verify_matching_vocabs_fn is not None:
+    extra.verify_matching_vocabs_fn(train_data, model)
+  for config in (train_eval, infer_eval):
     evaluation.require_usable(config, partitioner)
   start = initialization.start(
       origin, trainer=trainer, input_shapes=shapes, restore=restore,
@@ -137,38 +175,117 @@ def train(
       model_dir, terminal, silent=jax.process_index() != 0,
       resume_step=origin.step - int(begins))
   _write_summaries(folder, start, trainer, summarize_config_fn)
+  stats_period = extra.stats_period or _shorter(eval_period, save, extra)
   reporter = loop.Reporter(
-      folder.writers('train', terminal),
-      period=extra.stats_period or _shorter(eval_period, save),
+      folder.writers('train', terminal), period=stats_period,
       first_step=origin.first_step, initial=start.initial,
       window=start.record.window, model_dir=model_dir)
+  stop = loop.Stop()
+  watch = _Watch(extra.actions, stop, folder)
   hooks = [
-      loop.Hook(evaluate, eval_period, origin.first_step,
+      loop.Hook(watch.after(mode, evaluate), eval_period, origin.first_step,
                 on_entry=extra.run_eval_before_training and begins)
-      for evaluate in _evaluations(
-          trainer, train_eval_dataset_cfg, infer_eval_dataset_cfg, folder,
-          seed=origin.seed, eval_steps=eval_steps,
+      for mode, evaluate in _evaluations(
+          trainer, train_eval, infer_eval, folder, eval_steps=eval_steps,
+          make_datasets=extra.train_eval_get_dataset_fn,
           evaluator_cls=inference_evaluator_cls)
   ]
+  if watch.has(actions_lib.ActionMode.TRAIN):
+    hooks.insert(0, loop.Hook(
+        watch.after(actions_lib.ActionMode.TRAIN,
+                    lambda moment: {'train': reporter.row}),
+        stats_period, origin.first_step))
   if save is not None and (save.period or save.checkpoint_steps):
     record = dataclasses.replace(
         start.record, batch_size=layout.batch_size,
         num_shards=layout.num_shards)
     hooks.append(_save_hook(save, record, origin.step, reporter, model_dir))
+  if extra.gc_period:
+    hooks.append(loop.Hook(
+        lambda moment: gc.collect(), extra.gc_period, origin.first_step))
 
   batches = datasets.prefetch(
       datasets.numpy_batches(dataset, skip=start.record.batches),
       partitioner.global_batch)
-  with loop.Stop().listening() as stop, contextlib.closing(folder):
+  with stop.listening(), contextlib.closing(folder), _garbage(extra.gc_period):
     return loop.run(
         start.state, trainer, batches, total_steps=total_steps, hooks=hooks,
         reporter=reporter, stop=stop)
 
 
+def _last_step(
+    origin: initialization.Origin,
+    total_steps: int | None,
+    relative_steps: int | None,
+    extra: TrainOptions,
+) -> int:
+  """The absolute step to stop at, which may be where an evaluation is."""
+  if extra.run_eval_before_training and relative_steps is None and (
+      total_steps == origin.step):
+    return origin.step
+  return origin.last_step(total_steps, relative_steps)
+
+
+def _with_seed(config: Any, seed: int) -> Any:
+  """A data configuration with the run's seed where it has none."""
+  if config is None or config.seed is not None:
+    return config
+  return dataclasses.replace(config, seed=seed)
+
+
+@contextlib.contextmanager
+def _garbage(period: int) -> Iterator[None]:
+  """Within it, garbage is collected by a hook only, if there is a period."""
+  if not period:
+    yield
+    return
+  gc.disable()
+  try:
+    yield
+  finally:
+    gc.enable()
+
+
+class _Watch:
+  """Lets actions see metrics, and ends the run if they say so."""
+
+  def __init__(
+      self,
+      actions: actions_lib.ActionMap | None,
+      stop: loop.Stop,
+      folder: metric_writers.RunFolder,
+  ):
+    self._actions = actions_lib.require_modes(actions)
+    self._stop = stop
+    self._folder = folder
+
+  def has(self, mode: actions_lib.ActionMode) -> bool:
+    """Whether there is an action of a mode."""
+    return bool(self._actions[mode])
+
+  def after(
+      self, mode: actions_lib.ActionMode,
+      evaluate: Callable[[loop.Moment], Any],
+  ) -> Callable[[loop.Moment], None]:
+    """A hook's function that evaluates, then runs a mode's actions."""
+
+    def run(moment: loop.Moment) -> None:
+      metrics = evaluate(moment)
+      if run_actions(mode, self._actions, moment.state, metrics):
+        self._stop.decided = True
+        self._folder.say(
+            f'step {moment.step:,}: an action after {mode.name} stops the run')
+
+    return run
+
+
 def _shorter(
-    eval_period: int, save: checkpoints.SaveCheckpointConfig | None) -> int:
-  """Steps per reported row: the shorter of the periods that are set."""
-  periods = (eval_period, save.period if save else None)
+    eval_period: int,
+    save: checkpoints.SaveCheckpointConfig | None,
+    extra: TrainOptions,
+) -> int:
+  """Steps per reported row: the shortest of the periods that are set."""
+  periods = (eval_period, save.period if save else None, extra.gc_period)
   return min((p for p in periods if p), default=100)
 
 
@@ -197,31 +314,31 @@ def _evaluations(
     infer_eval: datasets.DatasetConfig | None,
     folder: metric_writers.RunFolder,
     *,
-    seed: int,
     eval_steps: int,
+    make_datasets: Callable[..., Any],
     evaluator_cls: Callable[..., Any],
-) -> list[Callable[[loop.Moment], None]]:
+) -> list[tuple[actions_lib.ActionMode, Callable[[loop.Moment], Any]]]:
   """The evaluations that are configured and have something to evaluate."""
   model, partitioner = trainer.model, trainer.partitioner
-  evaluations: list[Callable[[loop.Moment], None]] = []
+  mode = actions_lib.ActionMode
+  found: list[tuple[actions_lib.ActionMode, Callable[..., Any]]] = []
   if train_eval is not None:
     layout = partitioner.data_layout(train_eval.batch_size)
-    converter = datasets.feature_converter(
-        model.FEATURE_CONVERTER, train_eval.pack)
-    evaluations.append(evaluation.TrainingEvaluation(
-        trainer, datasets.get_training_eval_datasets(
-            train_eval, layout.shard_id, layout.num_shards, eval_steps,
-            converter, seed=seed), folder))
+    data = make_datasets(
+        train_eval, layout.shard_id, layout.num_shards, eval_steps,
+        datasets.feature_converter_cls(model.FEATURE_CONVERTER))
+    found.append((mode.TRAIN_EVAL, evaluation.TrainingEvaluation(
+        trainer, data, folder)))
   if infer_eval is not None:
     evaluator = datasets.make_evaluator(
         infer_eval, evaluator_cls,
         datasets.feature_converter(model.FEATURE_CONVERTER),
         f'{folder.directory}/inference_eval')
     if evaluator is not None:
-      evaluations.append(evaluation.InferenceEvaluation(
+      found.append((mode.INFER_EVAL, evaluation.InferenceEvaluation(
           evaluator, evaluation.InferenceRunner(
-              model, partitioner, infer_eval.batch_size), folder))
-  return evaluations
+              model, partitioner, infer_eval.batch_size), folder)))
+  return found
 
 
 def _save_hook(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 import optax
+from t5x import actions
 from t5x import metrics as metrics_lib
 from t5x import models
 from t5x import optimizers
@@ -17,6 +18,12 @@ Batch = Mapping[str, Array]
 Metrics = metrics_lib.Metrics
 Parameters = train_state_lib.Parameters
 TrainState = train_state_lib.TrainState
+
+# T5X's configurations spell these `trainer.NAME`.
+ActionMode = actions.ActionMode
+BaseAction = actions.BaseAction
+EarlyStoppingAction = actions.EarlyStoppingAction
+TerminateOnNanAction = actions.TerminateOnNanAction
 
 # Counts steps whose loss or gradient was not finite; see `train_step`.
 NONFINITE = 'nonfinite_steps'

@@ -8,7 +8,7 @@ from t5x.datasets import get_dataset
 from t5x.datasets import get_training_eval_datasets
 from t5x.datasets import get_vocabulary
 from t5x.datasets import import_module
-from t5x.datasets import verify_matching_vocabs
+from t5x.datasets import verify_model_vocabs as verify_matching_vocabs
 from t5x.schedules import create_learning_rate_scheduler
 
 __all__ = [

@@ -12,8 +12,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 # A module may import what stands before it. Rows are DESIGN's, bottom to top.
 ENGINE = {
     'maths': [
-        'keyword_options', 'losses', 'metrics', 'decoding', 'optimizers',
-        'adafactor', 'schedules', 'partitioning', 'fingerprint', 'manifest',
+        'keyword_options', 'actions', 'losses', 'metrics', 'decoding',
+        'optimizers', 'adafactor', 'schedules', 'partitioning', 'fingerprint', 'manifest',
         'state_utils'],
     'model': [
         'examples.t5.config', 'examples.t5.sequence', 'examples.t5.attention',

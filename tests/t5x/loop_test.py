@@ -169,6 +169,22 @@ def test_sigterm_saves_at_the_next_step_and_ends():
   assert signal.getsignal(signal.SIGTERM) == before
 
 
+@pytest.mark.parametrize('step', [2, 6])
+def test_a_decision_to_stop_saves_at_that_step_and_ends(step):
+  log, saved = [], []
+  stop = loop.Stop()
+
+  def evaluate(moment):
+    stop.decided = moment.step == step
+
+  hooks = [loop.Hook(evaluate, 2, 0),
+           loop.Hook(lambda m: log.append('evaluate'), 100, 0),
+           loop.Hook(lambda m: saved.append(m.step), 100, 0, on_stop=True)]
+  reached, state = _run(log, total=50, hooks=hooks, stop=stop)
+  assert (reached, int(state.step), saved) == (step, step, [step])
+  assert 'evaluate' not in log and log[-1] == f'step {step - 1}'
+
+
 def test_movement_is_the_norm_of_the_change():
   rows = Rows()
   reporter = loop.Reporter(
