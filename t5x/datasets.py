@@ -432,6 +432,12 @@ def get_vocabulary(
   return features.get('inputs', features['targets']).vocabulary, targets
 
 
+def round_vocab_size_to_multiple(
+    vocabulary: seqio.Vocabulary, divisor: int = 128) -> int:
+  """A vocabulary's size, rounded up so that tables divide well."""
+  return -(-vocabulary.vocab_size // divisor) * divisor
+
+
 def verify_matching_vocabs(
     config: DatasetConfig, input_vocabulary: Any, output_vocabulary: Any,
 ) -> None:

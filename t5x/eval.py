@@ -11,6 +11,7 @@ import jax
 from t5x import checkpoints
 from t5x import datasets
 from t5x import evaluation
+from t5x import explain
 from t5x import initialization
 from t5x import metric_writers
 from t5x import models
@@ -44,7 +45,7 @@ def evaluate(
       and the step, to write the configuration.
     fallback_init_rng: seed of parameters that are not in the checkpoint.
     use_orbax: accepted for T5X's gin files; any layout is read.
-    dry_run: resolve the configuration, and write and compute nothing.
+    dry_run: explain the run, and write and compute nothing.
 
   Returns:
     From task name to metrics.
@@ -54,6 +55,8 @@ def evaluate(
   """
   del use_orbax
   if dry_run:
+    metric_writers.Terminal(0, 0).say(
+        explain.inference(model, partitioner, dataset_cfg))
     return {}
   converter = datasets.feature_converter(model.FEATURE_CONVERTER)
   datasets.verify_matching_vocabs(

@@ -290,6 +290,28 @@ def bool_fn(var1: Any) -> bool:
   return bool(var1)
 
 
+def string_split_fn(
+    text: str, separator: str | None = None, maxsplit: int = -1,
+    index: int | None = None,
+) -> list[str] | str:
+  """`text.split(separator, maxsplit)`, or the part at `index`."""
+  parts = text.split(separator, maxsplit)
+  return parts if index is None else parts[index]
+
+
+def get_gin_config_str(show_provenance: bool = False) -> str:
+  """As `config_str`, under T5X's name.
+
+  Raises:
+    GinError: if the places of the bindings are asked for.
+  """
+  if show_provenance:
+    raise GinError(
+        'get_gin_config_str.show_provenance: the released gin-config does not '
+        'know where a binding stands; leave it False.')
+  return config_str()
+
+
 def run(main: Callable[[Sequence[str]], Any]) -> None:
   """Runs a program whose command line may hold `--gin.NAME=VALUE`."""
   app.run(main, flags_parser=lambda argv: app.parse_flags_with_usage(

@@ -103,7 +103,17 @@ def _explained(error: Exception) -> bool:
 
 
 def main(fn: Callable[..., Any]) -> None:
-  """The program of `python -m`; exits with 2 and one line on a bad input."""
+  """The program of `python -m`, for one function."""
+  run_program(lambda: fn)
+
+
+def run_program(choose: Callable[[], Callable[..., Any]]) -> None:
+  """Parses the command line and runs; exits with 2 and one line on a bad input.
+
+  Args:
+    choose: called once the flags are parsed; returns `train`, `evaluate` or
+      `infer`.
+  """
   define_flags(flags.FLAGS)
   jax.config.config_with_absl()
 
@@ -113,7 +123,7 @@ def main(fn: Callable[..., Any]) -> None:
     if len(argv) > 1:
       raise app.UsageError(f'unknown argument {argv[1]!r}; flags begin with --')
     try:
-      execute(fn, flags.FLAGS)
+      execute(choose(), flags.FLAGS)
     except (ValueError, FloatingPointError) as error:
       if not _explained(error):
         raise

@@ -14,7 +14,9 @@ from t5x import actions as actions_lib
 from t5x import checkpoints
 from t5x import datasets
 from t5x import evaluation
+from t5x import explain
 from t5x import initialization
+from t5x import inspection
 from t5x import keyword_options
 from t5x import loop
 from t5x import metric_writers
@@ -152,19 +154,22 @@ def train(
   train_data, train_eval, infer_eval = (
       _with_seed(config, origin.seed) for config in (
           train_dataset_cfg, train_eval_dataset_cfg, infer_eval_dataset_cfg))
-  if extra.dry_run:
-    infos = train_state_lib.describe(
-        lambda key: model.get_initial_variables(key, shapes),
-        model.optimizer_def)
-    terminal.say(model_info.summary(infos, shapes, origin.step, total_steps))
-    return origin.step, None
-  dataset = extra.get_dataset_fn(
-      train_data, layout.shard_id, layout.num_shards,
-      datasets.feature_converter_cls(model.FEATURE_CONVERTER))
+  infos = train_state_lib.describe(
+      lambda key: model.get_initial_variables(key, shapes),
+      model.optimizer_def)
   if extra.verify_matching_vocabs_fn is not None:
     extra.verify_matching_vocabs_fn(train_data, model)
   for config in (train_eval, infer_eval):
     evaluation.require_usable(config, partitioner)
+  if extra.dry_run:
+    terminal.say(explain.training(
+        trainer, infos, train_data, shapes, (origin.step, total_steps)))
+    return origin.step, None
+  dataset = extra.get_dataset_fn(
+      train_data, layout.shard_id, layout.num_shards,
+      datasets.feature_converter_cls(model.FEATURE_CONVERTER))
+  notes = (inspection.check(train_data, infos)
+           if extra.get_dataset_fn is datasets.get_dataset else [])
   start = initialization.start(
       origin, trainer=trainer, input_shapes=shapes, restore=restore,
       init_key=init_key)
@@ -175,6 +180,8 @@ def train(
       model_dir, terminal, silent=jax.process_index() != 0,
       resume_step=origin.step - int(begins))
   _write_summaries(folder, start, trainer, summarize_config_fn)
+  for note in notes:
+    folder.say(note)
   stats_period = extra.stats_period or _shorter(eval_period, save, extra)
   reporter = loop.Reporter(
       folder.writers('train', terminal), period=stats_period,

@@ -166,6 +166,7 @@ class Trainer:
     """
     self.model = model
     self.partitioner = partitioner
+    self.num_microbatches = num_microbatches or 1
     self.optimizer = model.optimizer_def.transformation(
         learning_rate_fn, first_step)
     step = functools.partial(
@@ -174,7 +175,7 @@ class Trainer:
         optimizer=self.optimizer,
         learning_rate_fn=learning_rate_fn,
         base_key=base_key,
-        num_microbatches=num_microbatches or 1)
+        num_microbatches=self.num_microbatches)
 
     # Frozen parameters are an argument of their own: they are read, never
     # donated and never returned, so no step copies them.

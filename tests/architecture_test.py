@@ -13,8 +13,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 ENGINE = {
     'maths': [
         'keyword_options', 'actions', 'losses', 'metrics', 'decoding',
-        'optimizers', 'adafactor', 'schedules', 'partitioning', 'fingerprint', 'manifest',
-        'state_utils'],
+        'optimizers', 'adafactor', 'schedules', 'partitioning', 'fingerprint',
+        'manifest', 'state_utils'],
     'model': [
         'examples.t5.config', 'examples.t5.sequence', 'examples.t5.attention',
         'examples.t5.layers', 'examples.t5.network', 'train_state'],
@@ -22,8 +22,8 @@ ENGINE = {
         'models', 'checkpoint_importer', 'checkpoints', 'model_info'],
     'one step': ['trainer', 'initialization'],
     'edges': ['datasets', 'gin_utils', 'metric_writers'],
-    'loop': ['loop', 'evaluation', 'program'],
-    'scripts': ['train', 'eval', 'infer', 'utils'],
+    'loop': ['inspection', 'explain', 'loop', 'evaluation', 'program'],
+    'scripts': ['train', 'eval', 'infer', 'utils', 'main'],
 }
 SCIENCE = {
     'prompts': ['numpy_files', 'masks', 'prompts'],
