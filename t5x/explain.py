@@ -46,6 +46,7 @@ def training(
   partitioner = trainer.partitioner
   placement = train_state_lib.shardings(infos, partitioner)
   state = train_state_lib.template(infos, placement, trainer.optimizer)
+  rows = inspection.first_rows(config)
   counted = {
       'parameters': _bytes_per_device((state.trainable, state.frozen)),
       'gradients': _bytes_per_device(state.trainable),
@@ -62,8 +63,8 @@ def training(
       _memory(counted),
       '  (activations: all that the backward pass reads, as traced, cut over '
       'the data axis only; XLA merges and recomputes much of it)',
-      *inspection.check(config, infos),
-      *inspection.first_example(config)])
+      *inspection.check(config, infos, rows),
+      *inspection.first_example(config, rows)])
 
 
 def inference(
@@ -104,7 +105,7 @@ def inference(
       f'parameters: {model_info.count(infos):,}, of which none is trained',
       batch, _devices(partitioner), _memory(counted),
       '  (not counted: activations and the decoding cache)',
-      *inspection.first_example(config)])
+      *inspection.first_example(config, inspection.first_rows(config, 1))])
 
 
 def _configuration() -> list[str]:

@@ -155,15 +155,12 @@ def _check_options(config: dict[tuple[str, str], dict[str, Any]]) -> None:
   """A finalize hook: names behind a function's `**options` must be its own."""
   for (_, selector), bindings in config.items():
     fn = gin.get_configurable(selector)
-    options = keyword_options.names(fn)
-    if options is None:
+    if keyword_options.names(fn) is None:
       continue
-    known = {*options, *inspect.signature(fn).parameters}
+    known = _parameters(fn)
     if unknown := [name for name in bindings if name not in known]:
-      near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.0)
-      raise GinError(
-          f'{selector} has no parameter {unknown[0]!r}; did you mean '
-          f'{near[0]!r}?')
+      raise GinError(f'{selector} has no parameter {unknown[0]!r}'
+                     + _nearest_parameter(selector, unknown[0]))
 
 
 gin.config.register_finalize_hook(_check_options)
@@ -204,7 +201,7 @@ def explain(message: str) -> str | None:
       r"configurable '([^']+)'":
           '{1} needs {0}; bind them in a gin file, or as --gin.{1}.NAME=VALUE.',
       r"Configurable '([^']+)' doesn't have a parameter named '([^']+)'":
-          '{0} has no parameter {1!r}; see its docstring for the names.',
+          '{0} has no parameter {1!r}{near}',
       r"No configurable matching '([^']+)'":
           'nothing is called {0!r}; a name can only be bound after a gin file '
           'has mentioned it, as module.name without the import alias.',
@@ -222,8 +219,23 @@ def explain(message: str) -> str | None:
     if match := re.search(pattern, text):
       place = re.search(r'In file "([^"]+)", line (\d+)', text)
       at = f' ({place[1]}, line {place[2]})' if place else ''
-      return meaning.format(*match.groups()) + at
+      near = _nearest_parameter(*match.groups()) if '{near}' in meaning else ''
+      return meaning.format(*match.groups(), near=near) + at
   return None
+
+
+def _parameters(fn: Callable[..., Any]) -> set[str]:
+  """The names that can be bound, those behind `**options` included."""
+  return {*(keyword_options.names(fn) or ()), *inspect.signature(fn).parameters}
+
+
+def _nearest_parameter(selector: str, name: str) -> str:
+  """A suggestion for a misspelt parameter."""
+  # gin's own wrapper of a class takes anything.
+  plain = gin.config._REGISTRY.get_match(selector).wrapped
+  known = _parameters(plain) - {'self'}
+  near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+  return f'; did you mean {near[0]!r}?' if near else '; it has none.'
 
 
 @contextlib.contextmanager

@@ -14,7 +14,8 @@ SAMPLE = 64
 Row = Mapping[str, np.ndarray]
 
 
-def first_rows(config: datasets.DatasetConfig, count: int) -> list[Row]:
+def first_rows(
+    config: datasets.DatasetConfig, count: int = SAMPLE) -> list[Row]:
   """The first examples of a split as SeqIO makes them, not cut to length.
 
   Args:
@@ -107,12 +108,14 @@ def require_vocabulary_fits(
 def check(
     config: datasets.DatasetConfig,
     infos: train_state_lib.ParameterInfos,
+    rows: Sequence[Row],
 ) -> list[str]:
-  """Both checks of a training task.
+  """All checks of a training task.
 
   Args:
     config: the training data.
     infos: the model's parameters.
+    rows: of `first_rows`.
 
   Returns:
     Lines to show.
@@ -121,16 +124,15 @@ def check(
     DatasetError: if nothing could be learned from the data, or there is none.
   """
   require_vocabulary_fits(config, infos)
-  rows = first_rows(config, SAMPLE)
   if not rows:
     raise datasets.DatasetError(
         f'{_name(config)!r} has no example in the split {config.split!r}.')
   return require_whole_targets(config, rows)
 
 
-def first_example(config: datasets.DatasetConfig) -> list[str]:
+def first_example(
+    config: datasets.DatasetConfig, rows: Sequence[Row]) -> list[str]:
   """The first example as text and as token ids, a few lines."""
-  rows = first_rows(config, 1)
   if not rows:
     return [f'first example: {_name(config)} has none in {config.split!r}']
   features = datasets.get_mixture_or_task(config).output_features

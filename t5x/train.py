@@ -113,7 +113,7 @@ def train(
     infer_eval_dataset_cfg: data for SeqIO's metrics; None for none.
     checkpoint_cfg: where the run starts from and when it is saved.
     partitioner: the mesh.
-    trainer_cls: called with model, partitioner, first_step and base_key.
+    trainer_cls: called with model, partitioner, first_step, base_key and axes.
     model_dir: the run's folder.
     total_steps: absolute step to stop at, pretraining included; None if
       `relative_steps` says it.
@@ -147,16 +147,17 @@ def train(
   initialization.require_same_batches(
       origin, layout.batch_size, layout.num_shards)
   init_key, dropout_key = origin.keys(extra.use_hardware_rng)
+  infos = train_state_lib.describe(
+      lambda key: model.get_initial_variables(key, shapes),
+      model.optimizer_def)
   trainer = trainer_cls(
       model=model, partitioner=partitioner, first_step=origin.first_step,
-      base_key=dropout_key)
+      base_key=dropout_key,
+      axes={path: info.axes for path, info in infos.items()})
   terminal = metric_writers.Terminal(origin.step, total_steps)
   train_data, train_eval, infer_eval = (
       _with_seed(config, origin.seed) for config in (
           train_dataset_cfg, train_eval_dataset_cfg, infer_eval_dataset_cfg))
-  infos = train_state_lib.describe(
-      lambda key: model.get_initial_variables(key, shapes),
-      model.optimizer_def)
   if extra.verify_matching_vocabs_fn is not None:
     extra.verify_matching_vocabs_fn(train_data, model)
   for config in (train_eval, infer_eval):
@@ -168,8 +169,9 @@ def train(
   dataset = extra.get_dataset_fn(
       train_data, layout.shard_id, layout.num_shards,
       datasets.feature_converter_cls(model.FEATURE_CONVERTER))
-  notes = (inspection.check(train_data, infos)
-           if extra.get_dataset_fn is datasets.get_dataset else [])
+  notes = ([] if extra.get_dataset_fn is not datasets.get_dataset else
+           inspection.check(train_data, infos,
+                            inspection.first_rows(train_data)))
   start = initialization.start(
       origin, trainer=trainer, input_shapes=shapes, restore=restore,
       init_key=init_key)

@@ -1,6 +1,6 @@
 """One training step and one evaluation step, compiled once each."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import functools
 
 import jax
@@ -153,6 +153,7 @@ class Trainer:
       base_key: Array,
       learning_rate_fn: optimizers.LearningRateCallable,
       num_microbatches: int | None = None,
+      axes: Mapping[str, Sequence[str | None]] | None = None,
   ):
     """Nothing is compiled before the first step.
 
@@ -163,12 +164,15 @@ class Trainer:
       base_key: random key of all dropout.
       learning_rate_fn: from absolute step to rate.
       num_microbatches: see `accumulate_gradients`; None or 0 is one.
+      axes: logical axes by path, for optimisers with rules about them.
     """
     self.model = model
     self.partitioner = partitioner
     self.num_microbatches = num_microbatches or 1
-    self.optimizer = model.optimizer_def.transformation(
-        learning_rate_fn, first_step)
+    definition = model.optimizer_def
+    if axes is not None:
+      definition = definition.with_axes(axes)
+    self.optimizer = definition.transformation(learning_rate_fn, first_step)
     step = functools.partial(
         train_step,
         model=model,

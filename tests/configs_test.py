@@ -77,13 +77,14 @@ def _marked(names):
 
 def test_every_file_is_covered():
   covered = {
-      *MODELS, *EXAMPLES, *WHOLE, *_names('configs/prompts', 'configs/models/decoding'),
+      *MODELS, *EXAMPLES, *WHOLE, 't5x/examples/t5/local_tiny.gin',
+      *_names('configs/prompts', 'configs/models/decoding'),
       *_names('configs/models/sizes', 'configs/architectures'),
       *_names('configs/runs', 't5x/configs/runs', 'gin/demo'),
       # Parts that the sized files above include.
       *(f'configs/models/{family}_prompt.gin'
         for family in ('t5_1_1', 'mt5', 'byt5')),
-      't5x/examples/t5/local_tiny.gin', 'configs/models/demo.gin', 'configs/models/demo_prompt.gin'}
+      'configs/models/demo.gin', 'configs/models/demo_prompt.gin'}
   shipped = {str(p.relative_to(ROOT)) for folder in ('configs', 'gin', 't5x')
              for p in (ROOT / folder).rglob('*.gin')}
   assert shipped == covered
@@ -152,7 +153,7 @@ def test_whole_examples_resolve(name, capsys):
       '--gin.INITIAL_CHECKPOINT_PATH=None', f'--gin.TRAIN_STEPS={steps}',
       '--gin.MIXTURE_OR_TASK_NAME=some_task',
       '--gin.MIXTURE_OR_TASK_MODULE=None', '--gin.USE_CACHED_TASKS=False')
-  assert "inputs, 3 tokens" in capsys.readouterr().out
+  assert 'inputs, 3 tokens' in capsys.readouterr().out
   for optimizer in ('adamw', 'lion'):
     if optimizer in name:
       assert f'[@optax.clip(), @optax.{optimizer}()]' in text
