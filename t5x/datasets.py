@@ -377,13 +377,16 @@ def prefetch(
 ) -> Iterator[U]:
   """Transforms items in a thread of its own, a few ahead of the consumer.
 
+  The thread begins at once, so the first items are prepared while the caller
+  does other things.
+
   Args:
     items: the source.
     transform: applied in the thread, for instance the transfer to the device.
     depth: items that wait at most.
 
-  Yields:
-    Transformed items in order; an error of the thread is raised here.
+  Returns:
+    Transformed items in order; an error of the thread is raised there.
   """
   end: Any = object()
 
@@ -391,11 +394,16 @@ def prefetch(
     item = next(items, end)
     return end if item is end else transform(item)
 
-  with futures.ThreadPoolExecutor(1, 'prefetch') as pool:
-    waiting = collections.deque(pool.submit(load) for _ in range(depth))
-    while (item := waiting.popleft().result()) is not end:
-      waiting.append(pool.submit(load))
-      yield item
+  pool = futures.ThreadPoolExecutor(1, 'prefetch')
+  waiting = collections.deque(pool.submit(load) for _ in range(depth))
+
+  def consume() -> Iterator[U]:
+    with pool:
+      while (item := waiting.popleft().result()) is not end:
+        waiting.append(pool.submit(load))
+        yield item
+
+  return consume()
 
 
 def make_evaluator(

@@ -11,6 +11,7 @@ from absl import flags
 from absl import logging
 import gin
 import jax
+from t5x import compilation_cache
 from t5x import datasets
 from t5x import gin_utils
 
@@ -115,6 +116,9 @@ def run_program(choose: Callable[[], Callable[..., Any]]) -> None:
       `infer`.
   """
   define_flags(flags.FLAGS)
+  # Or --help would only say that there is --helpfull.
+  for flag in flags.FLAGS.flags_by_module_dict()[__name__]:
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
   jax.config.config_with_absl()
 
   def run(argv: Sequence[str]) -> None:
@@ -122,6 +126,7 @@ def run_program(choose: Callable[[], Callable[..., Any]]) -> None:
       logging.set_verbosity(logging.WARNING)  # Libraries are talkative.
     if len(argv) > 1:
       raise app.UsageError(f'unknown argument {argv[1]!r}; flags begin with --')
+    compilation_cache.keep_compiled_programs()
     try:
       execute(choose(), flags.FLAGS)
     except (ValueError, FloatingPointError) as error:

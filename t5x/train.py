@@ -169,15 +169,20 @@ def train(
   dataset = extra.get_dataset_fn(
       train_data, layout.shard_id, layout.num_shards,
       datasets.feature_converter_cls(model.FEATURE_CONVERTER))
-  notes = ([] if extra.get_dataset_fn is not datasets.get_dataset else
-           inspection.check(train_data, infos,
-                            inspection.first_rows(train_data)))
+  begins = origin.last_save is None
+  notes = []
+  if begins and extra.get_dataset_fn is datasets.get_dataset:
+    notes = inspection.check(
+        train_data, infos, inspection.first_rows(train_data))
+  batches = datasets.prefetch(
+      datasets.numpy_batches(
+          dataset, skip=0 if begins else origin.last_save.record.batches),
+      partitioner.global_batch)
   start = initialization.start(
       origin, trainer=trainer, input_shapes=shapes, restore=restore,
       init_key=init_key)
 
   # Between steps: evaluate, save, report.
-  begins = origin.last_save is None
   folder = metric_writers.RunFolder(
       model_dir, terminal, silent=jax.process_index() != 0,
       resume_step=origin.step - int(begins))
@@ -213,9 +218,6 @@ def train(
     hooks.append(loop.Hook(
         lambda moment: gc.collect(), extra.gc_period, origin.first_step))
 
-  batches = datasets.prefetch(
-      datasets.numpy_batches(dataset, skip=start.record.batches),
-      partitioner.global_batch)
   with stop.listening(), contextlib.closing(folder), _garbage(extra.gc_period):
     return loop.run(
         start.state, trainer, batches, total_steps=total_steps, hooks=hooks,

@@ -12,9 +12,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 # A module may import what stands before it. Rows are DESIGN's, bottom to top.
 ENGINE = {
     'maths': [
-        'keyword_options', 'actions', 'losses', 'metrics', 'decoding',
-        'optimizers', 'adafactor', 'schedules', 'partitioning', 'fingerprint',
-        'manifest', 'state_utils'],
+        'compilation_cache', 'keyword_options', 'actions', 'losses', 'metrics',
+        'decoding', 'optimizers', 'adafactor', 'schedules', 'partitioning',
+        'fingerprint', 'manifest', 'state_utils'],
     'model': [
         'examples.t5.config', 'examples.t5.sequence', 'examples.t5.attention',
         'examples.t5.layers', 'examples.t5.network', 'train_state'],
