@@ -200,6 +200,10 @@ def explain(message: str) -> str | None:
       r"missing \d+ required .* for arguments: (\[[^\]]*\]) Gin had .* call to "
       r"configurable '([^']+)'":
           '{1} needs {0}; bind them in a gin file, or as --gin.{1}.NAME=VALUE.',
+      r"missing \d+ required \S+ arguments?: (.+?) In call to configurable "
+      r"'([^']+)'":
+          '{1} needs {0}; give a --gin_file that binds them, for instance '
+          'runs/prompt_finetune.gin behind a model file.',
       r"Configurable '([^']+)' doesn't have a parameter named '([^']+)'":
           '{0} has no parameter {1!r}{near}',
       r"No configurable matching '([^']+)'":

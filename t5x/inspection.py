@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 import itertools
+import re
 from typing import Any
 
 import numpy as np
+from t5x import checkpoints
 from t5x import datasets
+from t5x import published_sizes
 from t5x import train_state as train_state_lib
 
 # Enough to see what a task is like, and read in a moment.
@@ -128,6 +131,41 @@ def check(
     raise datasets.DatasetError(
         f'{_name(config)!r} has no example in the split {config.split!r}.')
   return require_whole_targets(config, rows)
+
+
+def require_fitting_checkpoint(
+    directory: str | None,
+    restore: checkpoints.RestoreCheckpointConfig | None,
+    infos: train_state_lib.ParameterInfos,
+) -> None:
+  """Fails if an initial checkpoint is of another size than the model.
+
+  No array is read. Parameters that the assignment map speaks of are left to
+  whoever restores them.
+
+  Args:
+    directory: the checkpoint; None does nothing.
+    restore: the rules.
+    infos: the model's parameters.
+
+  Raises:
+    CheckpointError: naming both shapes and the model file that would fit.
+  """
+  if directory is None or restore is None:
+    return
+  shapes = {name.removeprefix('target/'): array.shape for name, array
+            in checkpoints.open_checkpoint(directory).items()}
+  ruled = [regex for regex, _ in restore.assignment_map or ()]
+  for path, info in infos.items():
+    if shapes.get(path, info.shape) == info.shape or any(
+        re.fullmatch(regex, f'target/{path}') for regex in ruled):
+      continue
+    file = published_sizes.model_file(shapes)
+    fix = (f'It has the size of {file}' if file else
+           "Use the model file of the checkpoint's size")
+    raise checkpoints.CheckpointError(
+        f'{directory}: target/{path} has shape {list(shapes[path])}, but the '
+        f'model has {list(info.shape)}. {fix}.')
 
 
 def first_example(

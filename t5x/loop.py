@@ -146,7 +146,8 @@ class Reporter:
     self._unmerged = dict(window)
     self._pending: tuple[int, Any, Any] | None = None
     self.row: dict[str, float] = {}  # The last one that was written.
-    self._began = time.monotonic()
+    self._began = self._opened = time.monotonic()
+    self._learning_rate: float | None = None
     self._change_norm = jax.jit(_change_norm)
 
   def push(
@@ -182,6 +183,8 @@ class Reporter:
           f'was not saved; the last good save in {self._model_dir} is of step '
           f'{checkpoints.latest_step(self._model_dir)}. Lower the learning '
           'rate, or look at the batch of that step.')
+    if 'learning_rate' in host:
+      self._learning_rate = host['learning_rate'].compute()
     self._window = metrics_lib.merge(self._window, host)
     if self._unmerged:
       self._window = _continued(self._window, self._unmerged)
@@ -197,9 +200,12 @@ class Reporter:
     """Writes the row of a full window."""
     assert self._window is not None
     now = time.monotonic()
-    row = metrics_lib.compute(
-        metrics_lib.set_time(self._window, max(now - self._began, 1e-9)))
+    seconds = max(now - self._began, 1e-9)
+    row = metrics_lib.compute(metrics_lib.set_time(self._window, seconds))
     del row[trainer_lib.NONFINITE]
+    row |= _timing(row, seconds, now - self._opened)
+    if self._learning_rate is not None:
+      row['learning_rate/current'] = self._learning_rate
     if change is not None:
       row['change_norm'] = float(change)
     self._writer.write(step, row)
@@ -233,6 +239,20 @@ def _continued(
                 jax.tree.structure(metric), sums[name]))
       for name, metric in window.items()
   }
+
+
+def _timing(
+    row: Mapping[str, float], seconds: float, uptime: float
+) -> dict[str, float]:
+  """T5X's further figures of time, from those that a row has."""
+  found = {f'{name}_per_core': rate / jax.device_count()
+           for name, rate in row.items()
+           if name in ('timing/seqs_per_second',
+                       'timing/target_tokens_per_second')}
+  if found:
+    found |= {'timing/seconds': seconds, 'timing/uptime': uptime,
+              'timing/seqs': row['timing/seqs_per_second'] * seconds}
+  return found
 
 
 def _change_norm(

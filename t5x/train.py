@@ -162,6 +162,10 @@ def train(
     extra.verify_matching_vocabs_fn(train_data, model)
   for config in (train_eval, infer_eval):
     evaluation.require_usable(config, partitioner)
+  begins = origin.last_save is None
+  if begins:
+    inspection.require_fitting_checkpoint(
+        origin.initial_checkpoint, restore, infos)
   if extra.dry_run:
     terminal.say(explain.training(
         trainer, infos, train_data, shapes, (origin.step, total_steps)))
@@ -169,7 +173,6 @@ def train(
   dataset = extra.get_dataset_fn(
       train_data, layout.shard_id, layout.num_shards,
       datasets.feature_converter_cls(model.FEATURE_CONVERTER))
-  begins = origin.last_save is None
   notes = []
   if begins and extra.get_dataset_fn is datasets.get_dataset:
     notes = inspection.check(

@@ -14,7 +14,7 @@ ENGINE = {
     'maths': [
         'compilation_cache', 'keyword_options', 'actions', 'losses', 'metrics',
         'decoding', 'optimizers', 'adafactor', 'schedules', 'partitioning',
-        'fingerprint', 'manifest', 'state_utils'],
+        'fingerprint', 'manifest', 'state_utils', 'published_sizes'],
     'model': [
         'examples.t5.config', 'examples.t5.sequence', 'examples.t5.attention',
         'examples.t5.layers', 'examples.t5.network', 'train_state'],

@@ -9,6 +9,7 @@ import re
 
 import gin
 import jax
+import numpy as np
 import pytest
 import seqio
 from t5x import actions
@@ -19,6 +20,7 @@ from t5x import infer
 from t5x import main
 from t5x import program
 from t5x import train
+from t5x import train_state
 import tensorflow as tf
 
 TASK = 'a_users_task'
@@ -349,6 +351,32 @@ def test_a_wrong_file_is_refused_before_anything_is_compiled(
   message = str(error.value).split('\n  In call to configurable')[0]
   assert '\n' not in message
   assert not compiled and not (tmp_path / 'run').exists()
+
+
+def test_a_checkpoint_of_another_size_names_the_file_that_fits(tmp_path):
+  small = {'target/token_embedder/embedding': (32128, 512)}
+  for stack, attention in (('encoder', 'attention'),
+                           ('decoder', 'self_attention')):
+    for i in range(8):
+      small[f'target/{stack}/layers_{i}/mlp/wi_0/kernel'] = (512, 1024)
+      small[f'target/{stack}/layers_{i}/{attention}/query/kernel'] = (512, 384)
+  values = {name.removeprefix('target/'): np.broadcast_to(
+      np.float32(0), shape) for name, shape in small.items()}
+  checkpoints.Checkpointer(str(tmp_path / 'small')).save(
+      train_state.TrainState(np.int32(0), values, {}, ()),
+      checkpoints.RunRecord(0, 0))
+  text = """
+utils.CheckpointConfig.restore = @utils.RestoreCheckpointConfig()
+utils.RestoreCheckpointConfig.mode = 'specific'
+"""
+  for dry in ([], ['--dry_run']):
+    with pytest.raises(ValueError, match=(
+        r'wi_0/kernel has shape \[512, 1024\], but the model has \[8, 16\]. It '
+        r'has the size of t5x/examples/t5/t5_1_1/small.gin')):
+      program.run_command(train.train, arguments(
+          tmp_path, text, 'pretrain', *dry,
+          '--gin.utils.RestoreCheckpointConfig.path='
+          f'{tmp_path}/small/checkpoint_0'))
 
 
 @pytest.mark.slow
