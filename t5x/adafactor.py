@@ -120,11 +120,11 @@ class AdafactorState(NamedTuple):
   """The state of all parameters.
 
   Attributes:
-    count: steps of this run.
+    steps: how many this run has made.
     slots: `Slots` by path.
   """
 
-  count: Int[Array, '']
+  steps: Int[Array, '']
   slots: Any
 
 
@@ -261,10 +261,11 @@ class Adafactor(optimizers.OptimizerDef):
           jax.tree_util.tree_map_with_path(self._init_slots, params))
 
     def update(grads: Any, state: AdafactorState, params: Any = None):
-      step = state.count + first_step
+      step = state.steps + first_step
       moment = 1.0 - (step - self.step_offset + 1).astype(
           jnp.float32) ** -self.decay_rate
       rate = jnp.asarray(learning_rate(step), jnp.float32)
+      tree: Any
       paths, tree = jax.tree_util.tree_flatten_with_path(params)
       done = [
           self._update(_name(path), g, slots, p, moment, rate)
@@ -272,7 +273,7 @@ class Adafactor(optimizers.OptimizerDef):
               paths, tree.flatten_up_to(grads),
               tree.flatten_up_to(state.slots), strict=True)]
       new = AdafactorState(
-          state.count + 1, tree.unflatten(slots for _, slots in done))
+          state.steps + 1, tree.unflatten(slots for _, slots in done))
       return tree.unflatten(change for change, _ in done), new
 
     rule = optax.GradientTransformation(init, update)
@@ -320,7 +321,7 @@ class Adafactor(optimizers.OptimizerDef):
           1.0 - self.beta1) * change
       slots = slots._replace(m=change.astype(slots.m.dtype))
     if self.weight_decay_rate is not None:
-      decay = self.weight_decay_rate
+      decay: Any = self.weight_decay_rate
       if self.weight_decay_rate_lr_exponent is not None:
         decay = decay * rate ** self.weight_decay_rate_lr_exponent
       change = change + decay * old

@@ -9,6 +9,7 @@ import os
 import pathlib
 import platform
 import tempfile
+from typing import Any
 
 import jax
 
@@ -26,8 +27,9 @@ def keep_compiled_programs(folder: pathlib.Path | None = None) -> None:
       `XDG_CACHE_HOME` or `~/.cache`, and there one folder per kind of CPU, as a
       home may be shared by machines that cannot run each other's code.
   """
-  if (jax.config.jax_compilation_cache_dir
-      or not jax.config.jax_enable_compilation_cache):
+  settings: Any = jax.config
+  if (settings.jax_compilation_cache_dir
+      or not settings.jax_enable_compilation_cache):
     return
   if folder is None:
     cache = os.environ.get('XDG_CACHE_HOME') or '~/.cache'

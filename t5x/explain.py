@@ -129,7 +129,7 @@ def _memory(counted: Mapping[str, int]) -> str:
           f'{_size(sum(counted.values()))}')
 
 
-def _size(count: int) -> str:
+def _size(count: float) -> str:
   """A number of bytes for people."""
   for unit in ('B', 'KiB', 'MiB'):
     if count < 1024:

@@ -3,7 +3,7 @@
 `train` is a table of contents: data, state, what is done between steps, loop.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import dataclasses
 import gc
@@ -28,6 +28,7 @@ from t5x import train_state as train_state_lib
 from t5x import trainer as trainer_lib
 
 TrainState = train_state_lib.TrainState
+_TRAIN = actions_lib.ActionMode.TRAIN
 run_actions = actions_lib.run_actions  # T5X's configurations may name it here.
 
 
@@ -158,10 +159,7 @@ def train(
   train_data, train_eval, infer_eval = (
       _with_seed(config, origin.seed) for config in (
           train_dataset_cfg, train_eval_dataset_cfg, infer_eval_dataset_cfg))
-  if extra.verify_matching_vocabs_fn is not None:
-    extra.verify_matching_vocabs_fn(train_data, model)
-  for config in (train_eval, infer_eval):
-    evaluation.require_usable(config, partitioner)
+  _require_usable(extra, trainer, train_data, (train_eval, infer_eval))
   begins = origin.last_save is None
   if begins:
     inspection.require_fitting_checkpoint(
@@ -173,14 +171,10 @@ def train(
   dataset = extra.get_dataset_fn(
       train_data, layout.shard_id, layout.num_shards,
       datasets.feature_converter_cls(model.FEATURE_CONVERTER))
-  notes = []
-  if begins and extra.get_dataset_fn is datasets.get_dataset:
-    notes = inspection.check(
-        train_data, infos, inspection.first_rows(train_data))
+  notes = _notes(extra, train_data, infos) if begins else []
+  had = origin.last_save.record.batches if origin.last_save else 0
   batches = datasets.prefetch(
-      datasets.numpy_batches(
-          dataset, skip=0 if begins else origin.last_save.record.batches),
-      partitioner.global_batch)
+      datasets.numpy_batches(dataset, had), partitioner.global_batch)
   start = initialization.start(
       origin, trainer=trainer, input_shapes=shapes, restore=restore,
       init_key=init_key)
@@ -189,9 +183,7 @@ def train(
   folder = metric_writers.RunFolder(
       model_dir, terminal, silent=jax.process_index() != 0,
       resume_step=origin.step - int(begins))
-  _write_summaries(folder, start, trainer, summarize_config_fn)
-  for note in notes:
-    folder.say(note)
+  _write_summaries(folder, start, trainer, summarize_config_fn, notes)
   stats_period = extra.stats_period or _shorter(eval_period, save, extra)
   reporter = loop.Reporter(
       folder.writers('train', terminal), period=stats_period,
@@ -207,10 +199,9 @@ def train(
           make_datasets=extra.train_eval_get_dataset_fn,
           evaluator_cls=inference_evaluator_cls)
   ]
-  if watch.has(actions_lib.ActionMode.TRAIN):
+  if watch.has(_TRAIN):
     hooks.insert(0, loop.Hook(
-        watch.after(actions_lib.ActionMode.TRAIN,
-                    lambda moment: {'train': reporter.row}),
+        watch.after(_TRAIN, lambda moment: {'train': reporter.row}),
         stats_period, origin.first_step))
   if save is not None and (save.period or save.checkpoint_steps):
     record = dataclasses.replace(
@@ -218,8 +209,7 @@ def train(
         num_shards=layout.num_shards)
     hooks.append(_save_hook(save, record, origin.step, reporter, model_dir))
   if extra.gc_period:
-    hooks.append(loop.Hook(
-        lambda moment: gc.collect(), extra.gc_period, origin.first_step))
+    hooks.append(loop.Hook(_collect, extra.gc_period, origin.first_step))
 
   with stop.listening(), contextlib.closing(folder), _garbage(extra.gc_period):
     return loop.run(
@@ -245,6 +235,35 @@ def _with_seed(config: Any, seed: int) -> Any:
   if config is None or config.seed is not None:
     return config
   return dataclasses.replace(config, seed=seed)
+
+
+def _require_usable(
+    extra: TrainOptions,
+    trainer: trainer_lib.Trainer,
+    train_data: datasets.DatasetConfig,
+    evaluated: Iterable[datasets.DatasetConfig | None],
+) -> None:
+  """Fails on data that the run could not use, now or at an evaluation."""
+  if extra.verify_matching_vocabs_fn is not None:
+    extra.verify_matching_vocabs_fn(train_data, trainer.model)
+  for config in evaluated:
+    evaluation.require_usable(config, trainer.partitioner)
+
+
+def _notes(
+    extra: TrainOptions,
+    config: datasets.DatasetConfig,
+    infos: train_state_lib.ParameterInfos,
+) -> list[str]:
+  """What the first examples tell; nothing of data that are not SeqIO's."""
+  if extra.get_dataset_fn is not datasets.get_dataset:
+    return []
+  return inspection.check(config, infos, inspection.first_rows(config))
+
+
+def _collect(unused_moment: loop.Moment) -> None:
+  """Collects garbage."""
+  gc.collect()
 
 
 @contextlib.contextmanager
@@ -308,8 +327,9 @@ def _write_summaries(
     start: initialization.Start,
     trainer: trainer_lib.Trainer,
     summarize_config_fn: Callable[..., None] | None,
+    notes: Iterable[str],
 ) -> None:
-  """Writes `config.gin` and `model-info.txt`."""
+  """Writes `config.gin` and `model-info.txt`; says what is to be known."""
   placement = train_state_lib.shardings(start.infos, trainer.partitioner)
   folder.write_text('model-info.txt', model_info.model_info(
       start.infos, placement, start.state))
@@ -320,6 +340,8 @@ def _write_summaries(
       f'{folder.directory}: {count(start.infos):,} parameters, '
       f'{count(start.infos, trainable=True):,} of them trained, from step '
       f'{int(start.state.step):,}')
+  for note in notes:
+    folder.say(note)
 
 
 def _evaluations(
