@@ -27,8 +27,15 @@ def _refuse_upstream() -> None:
 _refuse_upstream()
 
 
+# T5X's other names for submodules.
+_ALIASES = {'checkpointing': 'checkpoints'}
+
+
 def __getattr__(name: str):
   """Imports a submodule when it is first used as an attribute."""
+  if name == '__version__':
+    return metadata.version(DISTRIBUTION)
+  name = _ALIASES.get(name, name)
   if name.startswith('_'):
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
   try:

@@ -141,52 +141,65 @@ def _nearest(name: str, names: Iterable[str]) -> str:
   return ', '.join(repr(n) for n in found) or 'none'
 
 
+FeatureConverterCls = Callable[..., seqio.FeatureConverter]
+
+
+def feature_converter_cls(
+    cls: str | FeatureConverterCls) -> FeatureConverterCls:
+  """What makes a converter, called with `pack`; a name is one of SeqIO's."""
+  return getattr(seqio, cls) if isinstance(cls, str) else cls
+
+
 def feature_converter(
-    cls: str | Callable[..., seqio.FeatureConverter], pack: bool = False
+    cls: str | FeatureConverterCls, pack: bool = False
 ) -> seqio.FeatureConverter:
   """A feature converter: by class, or by name where it is SeqIO's own."""
-  return (getattr(seqio, cls) if isinstance(cls, str) else cls)(pack=pack)
+  return feature_converter_cls(cls)(pack=pack)
 
 
 def get_dataset(
     config: DatasetConfig,
     shard_id: int,
     num_shards: int,
-    converter: seqio.FeatureConverter,
-    *,
-    seed: int,
+    feature_converter_cls: FeatureConverterCls,
     num_epochs: int | None = None,
+    continue_from_last_checkpoint: bool = False,
 ) -> tf.data.Dataset:
   """This process's share of every training batch.
 
   Args:
-    config: what to read.
+    config: what to read; its seed decides the order alone. `train` fills in the
+      run's seed where there is none.
     shard_id: which share.
     num_shards: into how many the global batch is cut.
-    converter: makes model features.
-    seed: used when the configuration has none.
+    feature_converter_cls: called with `pack`, makes model features.
     num_epochs: None repeats for ever.
+    continue_from_last_checkpoint: must be False; a resumed run goes on where it
+      was without it.
 
   Returns:
-    Batches of `batch_size / num_shards` rows, in an order that depends on the
-    seed alone.
+    Batches of `batch_size / num_shards` rows.
 
   Raises:
     DatasetError: if the task, its split or its lengths cannot be used.
   """
+  if continue_from_last_checkpoint:
+    raise DatasetError(
+        'get_dataset.continue_from_last_checkpoint is not supported; leave it '
+        'False. A resumed run finds its place in the data by itself.')
   provider = get_mixture_or_task(config)
   require_split(provider, config)
   return seqio.get_dataset(
       provider,
       task_feature_lengths=config.task_feature_lengths,
-      feature_converter=converter,
+      feature_converter=feature_converter_cls(pack=config.pack),
       dataset_split=config.split,
       use_cached=config.use_cached,
       shuffle=config.shuffle,
       num_epochs=num_epochs,
       shard_info=seqio.ShardInfo(index=shard_id, num_shards=num_shards),
       verbose=False,
-      seed=seed if config.seed is None else config.seed,
+      seed=config.seed,
       batch_size=config.batch_size // num_shards,
       trim_output_features=config.trim_output_features)
 
@@ -213,9 +226,10 @@ def get_training_eval_datasets(
     shard_id: int,
     num_shards: int,
     eval_steps: int,
-    converter: seqio.FeatureConverter,
-    *,
-    seed: int,
+    feature_converter_cls: FeatureConverterCls,
+    deterministic: bool = False,
+    model_dir: str | None = None,
+    start_step: int = 0,
 ) -> dict[str, tf.data.Dataset]:
   """Batches for evaluation with the training loss, per task.
 
@@ -224,8 +238,10 @@ def get_training_eval_datasets(
     shard_id: which share of each batch.
     num_shards: into how many a batch is cut.
     eval_steps: batches per evaluation; short sets are repeated.
-    converter: makes model features.
-    seed: used when the configuration has none.
+    feature_converter_cls: called with `pack`, makes model features.
+    deterministic: must be False; T5X never published what it stands for.
+    model_dir: for functions of your own in the place of this one.
+    start_step: likewise.
 
   Returns:
     From task name to `eval_steps` batches, for tasks that have the split; a
@@ -234,6 +250,11 @@ def get_training_eval_datasets(
   Raises:
     DatasetError: if no task has the split.
   """
+  del model_dir, start_step
+  if deterministic:
+    raise DatasetError(
+        'get_training_eval_datasets.deterministic is not supported; leave it '
+        'False.')
   provider = get_mixture_or_task(config)
   tasks = [task for task in seqio.get_subtasks(provider)
            if config.split in task.splits]
@@ -247,7 +268,7 @@ def get_training_eval_datasets(
     single = dataclasses.replace(
         config, mixture_or_task_name=part, batch_size=num_shards)
     rows = get_dataset(
-        single, 0, 1, converter, seed=seed, num_epochs=1).unbatch()
+        single, 0, 1, feature_converter_cls, num_epochs=1).unbatch()
     batches = (rows.repeat().shard(num_shards, shard_id)
                .batch(config.batch_size // num_shards, drop_remainder=True)
                .take(eval_steps))
@@ -314,13 +335,16 @@ def prefetch(
 ) -> Iterator[U]:
   """Transforms items in a thread of its own, a few ahead of the consumer.
 
+  The thread begins at once, so the first items are prepared while the caller
+  does other things.
+
   Args:
     items: the source.
     transform: applied in the thread, for instance the transfer to the device.
     depth: items that wait at most.
 
-  Yields:
-    Transformed items in order; an error of the thread is raised here.
+  Returns:
+    Transformed items in order; an error of the thread is raised there.
   """
   end: Any = object()
 
@@ -328,11 +352,16 @@ def prefetch(
     item = next(items, end)
     return end if item is end else transform(item)
 
-  with futures.ThreadPoolExecutor(1, 'prefetch') as pool:
-    waiting = collections.deque(pool.submit(load) for _ in range(depth))
-    while (item := waiting.popleft().result()) is not end:
-      waiting.append(pool.submit(load))
-      yield item
+  pool = futures.ThreadPoolExecutor(1, 'prefetch')
+  waiting = collections.deque(pool.submit(load) for _ in range(depth))
+
+  def consume() -> Iterator[U]:
+    with pool:
+      while (item := waiting.popleft().result()) is not end:
+        waiting.append(pool.submit(load))
+        yield item
+
+  return consume()
 
 
 def make_evaluator(
@@ -382,6 +411,12 @@ def get_vocabulary(
   return features.get('inputs', features['targets']).vocabulary, targets
 
 
+def round_vocab_size_to_multiple(
+    vocabulary: seqio.Vocabulary, divisor: int = 128) -> int:
+  """A vocabulary's size, rounded up so that tables divide well."""
+  return -(-vocabulary.vocab_size // divisor) * divisor
+
+
 def verify_matching_vocabs(
     config: DatasetConfig, input_vocabulary: Any, output_vocabulary: Any,
 ) -> None:
@@ -401,6 +436,16 @@ def verify_matching_vocabs(
           f'{config.mixture_or_task_name!r} tokenises its {side} with '
           f'{theirs}, but the model has {ours}. Use the task for this model '
           'family, or set VOCABULARY.')
+
+
+def verify_model_vocabs(config: DatasetConfig, model: Any) -> None:
+  """T5X's call of `verify_matching_vocabs`.
+
+  Raises:
+    DatasetError: see there.
+  """
+  verify_matching_vocabs(
+      config, model.input_vocabulary, model.output_vocabulary)
 
 
 def set_data_dirs(

@@ -12,6 +12,7 @@ import jax
 from t5x import checkpoints
 from t5x import datasets
 from t5x import evaluation
+from t5x import explain
 from t5x import inference_state
 from t5x import metric_writers
 from t5x import model_info
@@ -52,7 +53,7 @@ def evaluate(
     base_checkpoint_path: where the frozen base of a run's own checkpoint is, if
       not where it was.
     use_orbax: accepted for T5X's gin files; any layout is read.
-    dry_run: resolve the configuration, and write and compute nothing.
+    dry_run: explain the run, and write and compute nothing.
 
   Returns:
     From task name to metrics, of the last checkpoint that was evaluated; empty
@@ -63,6 +64,8 @@ def evaluate(
   """
   del use_orbax
   if dry_run:
+    metric_writers.Terminal(0, 0).say(
+        explain.inference(model, partitioner, dataset_cfg))
     return {}
   directories = inference_state.directories(restore_checkpoint_cfg)
   done = _Done(output_dir, dataset_cfg)

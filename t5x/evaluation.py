@@ -56,8 +56,9 @@ class TrainingEvaluation:
     self._writers = {
         name: folder.writers(f'training_eval/{name}') for name in batches}
 
-  def __call__(self, moment: loop.Moment) -> None:
-    """Evaluates every task and writes a row for each."""
+  def __call__(self, moment: loop.Moment) -> dict[str, dict[str, float]]:
+    """Evaluates every task, writes a row for each and returns them."""
+    rows = {}
     for name, dataset in self._batches.items():
       total: metrics_lib.Metrics | None = None
       for batch in datasets.numpy_batches(dataset):
@@ -70,6 +71,8 @@ class TrainingEvaluation:
       self._writers[name].write(moment.step, row)
       self._say(f'step {moment.step:,}  {name}: loss {row["loss"]:.4g}  '
                 f'accuracy {row["accuracy"]:.4g}')
+      rows[name] = row
+    return rows
 
 
 class InferenceRunner:
@@ -213,9 +216,9 @@ class InferenceEvaluation:
     self._say = folder.say
     folder.drop_rows('inference_eval/*-metrics.jsonl')
 
-  def __call__(self, moment: loop.Moment) -> None:
+  def __call__(self, moment: loop.Moment) -> dict[str, dict[str, Any]]:
     """Evaluates every task."""
-    self.report(moment.step, moment.state)
+    return self.report(moment.step, moment.state)
 
   def report(self, step: int, state: TrainState) -> dict[str, dict[str, Any]]:
     """Evaluates every task and says what came out.

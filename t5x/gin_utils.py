@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import difflib
 import importlib.util
+import inspect
 import os
 import pathlib
 import re
@@ -157,10 +158,8 @@ def _check_options(config: dict[tuple[str, str], dict[str, Any]]) -> None:
     if known is None:
       continue
     if unknown := [name for name in bindings if name not in known]:
-      near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.0)
-      raise GinError(
-          f'{selector} has no parameter {unknown[0]!r}; did you mean '
-          f'{near[0]!r}?')
+      raise GinError(f'{selector} has no parameter {unknown[0]!r}'
+                     + _nearest_parameter(selector, unknown[0]))
 
 
 gin.config.register_finalize_hook(_check_options)
@@ -200,8 +199,12 @@ def explain(message: str) -> str | None:
       r"missing \d+ required .* for arguments: (\[[^\]]*\]) Gin had .* call to "
       r"configurable '([^']+)'":
           '{1} needs {0}; bind them in a gin file, or as --gin.{1}.NAME=VALUE.',
+      r"missing \d+ required \S+ arguments?: (.+?) In call to configurable "
+      r"'([^']+)'":
+          '{1} needs {0}; give a --gin_file that binds them, for instance '
+          'runs/prompt_finetune.gin behind a model file.',
       r"Configurable '([^']+)' doesn't have a parameter named '([^']+)'":
-          '{0} has no parameter {1!r}; see its docstring for the names.',
+          '{0} has no parameter {1!r}{near}',
       r"No configurable matching '([^']+)'":
           'nothing is called {0!r}; a name can only be bound after a gin file '
           'has mentioned it, as module.name without the import alias.',
@@ -219,8 +222,19 @@ def explain(message: str) -> str | None:
     if match := re.search(pattern, text):
       place = re.search(r'In file "([^"]+)", line (\d+)', text)
       at = f' ({place[1]}, line {place[2]})' if place else ''
-      return meaning.format(*match.groups()) + at
+      near = _nearest_parameter(*match.groups()) if '{near}' in meaning else ''
+      return meaning.format(*match.groups(), near=near) + at
   return None
+
+
+def _nearest_parameter(selector: str, name: str) -> str:
+  """A suggestion for a misspelt parameter."""
+  # gin's own wrapper of a class takes anything.
+  plain = gin.config._REGISTRY.get_match(selector).wrapped
+  known = (keyword_options.names(plain)
+           or set(inspect.signature(plain).parameters)) - {'self'}
+  near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+  return f'; did you mean {near[0]!r}?' if near else '; it has none.'
 
 
 @contextlib.contextmanager
@@ -334,6 +348,28 @@ def sum_fn(var1: float, var2: float) -> float:
 def bool_fn(var1: Any) -> bool:
   """`bool(var1)`, for gin files."""
   return bool(var1)
+
+
+def string_split_fn(
+    text: str, separator: str | None = None, maxsplit: int = -1,
+    index: int | None = None,
+) -> list[str] | str:
+  """`text.split(separator, maxsplit)`, or the part at `index`."""
+  parts = text.split(separator, maxsplit)
+  return parts if index is None else parts[index]
+
+
+def get_gin_config_str(show_provenance: bool = False) -> str:
+  """As `config_str`, under T5X's name.
+
+  Raises:
+    GinError: if the places of the bindings are asked for.
+  """
+  if show_provenance:
+    raise GinError(
+        'get_gin_config_str.show_provenance: the released gin-config does not '
+        'know where a binding stands; leave it False.')
+  return config_str()
 
 
 def run(main: Callable[[Sequence[str]], Any]) -> None:

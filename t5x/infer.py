@@ -13,6 +13,7 @@ import jax
 from t5x import checkpoints
 from t5x import datasets
 from t5x import evaluation
+from t5x import explain
 from t5x import file_tasks
 from t5x import gin_utils
 from t5x import inference_data
@@ -156,6 +157,8 @@ def infer(
   extra = InferOptions(**options)
   _require_usable(mode, checkpoint_period, (shard_id, num_shards), extra.labels)
   if extra.dry_run:
+    metric_writers.Terminal(0, 0).say(
+        explain.inference(model, partitioner, dataset_cfg))
     return []
   directory = _one_checkpoint(restore_checkpoint_cfg)
   converter = datasets.feature_converter(model.FEATURE_CONVERTER_CLS)

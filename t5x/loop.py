@@ -76,10 +76,15 @@ class Hook:
 
 
 class Stop:
-  """Notices SIGTERM, so that a run can save itself before it ends."""
+  """Notices SIGTERM, so that a run can save itself before it ends.
+
+  Attributes:
+    decided: the run itself wants to end here; the same in all processes.
+  """
 
   def __init__(self) -> None:
     self._requested = False
+    self.decided = False
 
   def _request(self, *unused_args: Any) -> None:
     """The signal's handler."""
@@ -145,7 +150,9 @@ class Reporter:
     self._window: metrics_lib.Metrics | None = None
     self._unmerged = dict(window)
     self._pending: tuple[int, Any, Any] | None = None
-    self._began = time.monotonic()
+    self.row: dict[str, float] = {}  # The last one that was written.
+    self._began = self._opened = time.monotonic()
+    self._learning_rate: float | None = None
     self._change_norm = jax.jit(_change_norm)
 
   def push(
@@ -181,6 +188,8 @@ class Reporter:
           f'was not saved; the last good save in {self._model_dir} is of step '
           f'{checkpoints.latest_step(self._model_dir)}. Lower the learning '
           'rate, or look at the batch of that step.')
+    if 'learning_rate' in host:
+      self._learning_rate = host['learning_rate'].compute()
     self._window = metrics_lib.merge(self._window, host)
     if self._unmerged:
       self._window = _continued(self._window, self._unmerged)
@@ -196,13 +205,16 @@ class Reporter:
     """Writes the row of a full window."""
     assert self._window is not None
     now = time.monotonic()
-    row = metrics_lib.compute(
-        metrics_lib.set_time(self._window, max(now - self._began, 1e-9)))
+    seconds = max(now - self._began, 1e-9)
+    row = metrics_lib.compute(metrics_lib.set_time(self._window, seconds))
     del row[trainer_lib.NONFINITE]
+    row |= _timing(row, seconds, now - self._opened)
+    if self._learning_rate is not None:
+      row['learning_rate/current'] = self._learning_rate
     if change is not None:
       row['change_norm'] = float(change)
     self._writer.write(step, row)
-    self._window, self._began = None, now
+    self.row, self._window, self._began = row, None, now
 
   def window(self) -> dict[str, list[float]]:
     """Sums of the steps since the last row, as plain numbers."""
@@ -234,6 +246,20 @@ def _continued(
   }
 
 
+def _timing(
+    row: Mapping[str, float], seconds: float, uptime: float
+) -> dict[str, float]:
+  """T5X's further figures of time, from those that a row has."""
+  found = {f'{name}_per_core': rate / jax.device_count()
+           for name, rate in row.items()
+           if name in ('timing/seqs_per_second',
+                       'timing/target_tokens_per_second')}
+  if found:
+    found |= {'timing/seconds': seconds, 'timing/uptime': uptime,
+              'timing/seqs': row['timing/seqs_per_second'] * seconds}
+  return found
+
+
 def _change_norm(
     now: Mapping[str, jax.Array], initial: Mapping[str, jax.Array]
 ) -> jax.Array:
@@ -244,6 +270,27 @@ def _change_norm(
       for path in initial
   ]
   return jnp.sqrt(sum(squares, jnp.float32(0.0)))
+
+
+def _between(
+    moment: Moment, hooks: Sequence[Hook], reporter: Reporter, stop: Stop
+) -> Moment:
+  """Does what is due between two steps, in order.
+
+  Something may decide or be told to stop in the meantime: then what is done on
+  stopping is done here too, and not a step more.
+  """
+  left = list(hooks)
+  while True:
+    moment = dataclasses.replace(
+        moment, stopping=moment.stopping or stop.noted or stop.decided)
+    hook = next((hook for hook in left if hook.due(moment)), None)
+    if hook is None:
+      return moment
+    left.remove(hook)
+    reporter.drain()
+    with reporter.paused():
+      hook.run(moment)
 
 
 def run(
@@ -274,26 +321,10 @@ def run(
   while True:
     moment = Moment(step, state, entry=entry, finished=step >= total_steps,
                     stopping=stop.requested(step))
-    due = [hook for hook in hooks if hook.due(moment)]
-    _run_hooks(due, moment, reporter)
-    if stop.noted and not moment.stopping:
-      # In the meantime: not a step more, the first of which may take minutes.
-      moment = dataclasses.replace(moment, stopping=True)
-      _run_hooks([hook for hook in hooks if hook.on_stop and hook not in due],
-                 moment, reporter)
+    moment = _between(moment, hooks, reporter, stop)
     if moment.finished or moment.stopping:
       reporter.drain()
       return step, state
     state, metrics = trainer.train(state, next(batches))
     step, entry = step + 1, False
     reporter.push(step, metrics, state)
-
-
-def _run_hooks(
-    hooks: Sequence[Hook], moment: Moment, reporter: Reporter) -> None:
-  """Runs hooks, with all steps reported and the clock of steps stopped."""
-  if hooks:
-    reporter.drain()
-    with reporter.paused():
-      for hook in hooks:
-        hook.run(moment)

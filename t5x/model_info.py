@@ -57,6 +57,11 @@ def count(infos: ParameterInfos, trainable: bool | None = None) -> int:
              if trainable in (None, info.trainable))
 
 
+def shapes_text(shapes: Mapping[str, tuple[int, ...]]) -> str:
+  """Shapes by name in one line."""
+  return ', '.join(f'{name} {list(shape)}' for name, shape in shapes.items())
+
+
 def summary(
     infos: ParameterInfos,
     batch: Mapping[str, tuple[int, ...]],
@@ -66,10 +71,9 @@ def summary(
   """What a run would train, on what, and for how long."""
   trained = [path for path, info in infos.items() if info.trainable]
   shown = ', '.join(trained[:4]) + (', ...' if len(trained) > 4 else '')
-  shapes = ', '.join(f'{name} {list(shape)}' for name, shape in batch.items())
   return '\n'.join([
       f'parameters: {count(infos):,}, of which trained: '
       f'{count(infos, trainable=True):,} in {len(trained)} ({shown})',
-      f'batch: {shapes}',
+      f'batch: {shapes_text(batch)}',
       f'steps: {first_step:,} to {total_steps:,}',
   ])

@@ -6,7 +6,7 @@ optax transformation updates them. Trees here are flat: a dictionary from
 parameter path (`encoder/prompt/prompt/prompt`) to array.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 import dataclasses
 import difflib
 import functools
@@ -36,6 +36,19 @@ class OptimizerDef:
       ValueError: when the definition selects parameters that do not exist.
     """
     return {path: '0' for path in paths}
+
+  def with_axes(
+      self, axes: Mapping[str, Sequence[str | None]]) -> 'OptimizerDef':
+    """The same definition, knowing the logical axes of every parameter.
+
+    Args:
+      axes: from path to the names of the parameter's axes.
+
+    Returns:
+      Itself, unless a subclass has rules for axes.
+    """
+    del axes
+    return self
 
   def transformation(
       self, learning_rate: LearningRateCallable, first_step: int
@@ -97,8 +110,11 @@ adabelief = wrap_optax_optimizer(optax.adabelief)
 adagrad = wrap_optax_optimizer(optax.adagrad)
 adam = wrap_optax_optimizer(optax.adam)
 adamw = wrap_optax_optimizer(optax.adamw)
+fromage = wrap_optax_optimizer(optax.fromage)
 lamb = wrap_optax_optimizer(optax.lamb)
+lars = wrap_optax_optimizer(optax.lars)
 lion = wrap_optax_optimizer(optax.lion)
+noisy_sgd = wrap_optax_optimizer(optax.noisy_sgd)
 radam = wrap_optax_optimizer(optax.radam)
 rmsprop = wrap_optax_optimizer(optax.rmsprop)
 sgd = wrap_optax_optimizer(optax.sgd)
@@ -134,6 +150,13 @@ class MultiOptimizer(OptimizerDef):
             'parameter has exactly one optimiser.')
       labels.update(dict.fromkeys(selected, str(i)))
     return labels
+
+  def with_axes(
+      self, axes: Mapping[str, Sequence[str | None]]) -> 'MultiOptimizer':
+    """See base class."""
+    return dataclasses.replace(self, traversals_and_optimizers=tuple(
+        (traversal, definition.with_axes(axes))
+        for traversal, definition in self.traversals_and_optimizers))
 
   def transformation(
       self, learning_rate: LearningRateCallable, first_step: int

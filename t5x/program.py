@@ -11,6 +11,7 @@ from absl import flags
 from absl import logging
 import gin
 import jax
+from t5x import compilation_cache
 from t5x import datasets
 from t5x import gin_utils
 from t5x import processes
@@ -109,8 +110,21 @@ def _described(error: BaseException) -> tuple[int, str]:
 
 
 def main(fn: Callable[..., Any]) -> None:
-  """The program of `python -m`; exits with 2 and one line on a bad input."""
+  """The program of `python -m`, for one function."""
+  run_program(lambda: fn)
+
+
+def run_program(choose: Callable[[], Callable[..., Any]]) -> None:
+  """Parses the command line and runs; exits with 2 and one line on a bad input.
+
+  Args:
+    choose: called once the flags are parsed; returns `train`, `evaluate` or
+      `infer`.
+  """
   define_flags(flags.FLAGS)
+  # Or --help would only say that there is --helpfull.
+  for flag in flags.FLAGS.flags_by_module_dict()[__name__]:
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
   jax.config.config_with_absl()
 
   def run(argv: Sequence[str]) -> None:
@@ -118,8 +132,9 @@ def main(fn: Callable[..., Any]) -> None:
       logging.set_verbosity(logging.WARNING)  # Libraries are talkative.
     if len(argv) > 1:
       raise app.UsageError(f'unknown argument {argv[1]!r}; flags begin with --')
+    compilation_cache.keep_compiled_programs()
     try:
-      execute(fn, flags.FLAGS)
+      execute(choose(), flags.FLAGS)
     except (ValueError, FloatingPointError) as error:
       if not _explained(error):
         raise

@@ -1,12 +1,13 @@
 """One training step and one evaluation step, compiled once each."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import functools
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 import optax
+from t5x import actions
 from t5x import metrics as metrics_lib
 from t5x import models
 from t5x import optimizers
@@ -17,6 +18,12 @@ Batch = Mapping[str, Array]
 Metrics = metrics_lib.Metrics
 Parameters = train_state_lib.Parameters
 TrainState = train_state_lib.TrainState
+
+# T5X's configurations spell these `trainer.NAME`.
+ActionMode = actions.ActionMode
+BaseAction = actions.BaseAction
+EarlyStoppingAction = actions.EarlyStoppingAction
+TerminateOnNanAction = actions.TerminateOnNanAction
 
 # Counts steps whose loss or gradient was not finite; see `train_step`.
 NONFINITE = 'nonfinite_steps'
@@ -146,6 +153,7 @@ class Trainer:
       base_key: Array,
       learning_rate_fn: optimizers.LearningRateCallable,
       num_microbatches: int | None = None,
+      axes: Mapping[str, Sequence[str | None]] | None = None,
   ):
     """Nothing is compiled before the first step.
 
@@ -156,18 +164,22 @@ class Trainer:
       base_key: random key of all dropout.
       learning_rate_fn: from absolute step to rate.
       num_microbatches: see `accumulate_gradients`; None or 0 is one.
+      axes: logical axes by path, for optimisers with rules about them.
     """
     self.model = model
     self.partitioner = partitioner
-    self.optimizer = model.optimizer_def.transformation(
-        learning_rate_fn, first_step)
+    self.num_microbatches = num_microbatches or 1
+    definition = model.optimizer_def
+    if axes is not None:
+      definition = definition.with_axes(axes)
+    self.optimizer = definition.transformation(learning_rate_fn, first_step)
     step = functools.partial(
         train_step,
         model=model,
         optimizer=self.optimizer,
         learning_rate_fn=learning_rate_fn,
         base_key=base_key,
-        num_microbatches=num_microbatches or 1)
+        num_microbatches=self.num_microbatches)
 
     # Frozen parameters are an argument of their own: they are read, never
     # donated and never returned, so no step copies them.

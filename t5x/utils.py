@@ -8,12 +8,15 @@ from t5x.datasets import get_dataset
 from t5x.datasets import get_training_eval_datasets
 from t5x.datasets import get_vocabulary
 from t5x.datasets import import_module
-from t5x.datasets import verify_matching_vocabs
+from t5x.datasets import round_vocab_size_to_multiple
+from t5x.datasets import verify_model_vocabs as verify_matching_vocabs
+from t5x.optimizers import LearningRateCallable
 from t5x.schedules import create_learning_rate_scheduler
 
 __all__ = [
     'CheckpointConfig',
     'DatasetConfig',
+    'LearningRateCallable',
     'RestoreCheckpointConfig',
     'SaveCheckpointConfig',
     'create_learning_rate_scheduler',
@@ -21,5 +24,6 @@ __all__ = [
     'get_training_eval_datasets',
     'get_vocabulary',
     'import_module',
+    'round_vocab_size_to_multiple',
     'verify_matching_vocabs',
 ]

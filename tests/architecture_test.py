@@ -12,10 +12,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 # A module may import what stands before it. Rows are DESIGN's, bottom to top.
 ENGINE = {
     'maths': [
-        'keyword_options', 'losses', 'metrics', 'batch_metrics',
-        'decoding_state', 'sampling', 'beam_search', 'decoding', 'optimizers',
-        'adafactor', 'schedules', 'partitioning', 'fingerprint', 'manifest',
-        'state_utils'],
+        'compilation_cache', 'keyword_options', 'actions', 'losses', 'metrics',
+        'batch_metrics', 'decoding_state', 'sampling', 'beam_search',
+        'decoding', 'optimizers', 'adafactor', 'schedules', 'partitioning',
+        'fingerprint', 'manifest', 'state_utils', 'published_sizes'],
     'model': [
         'examples.t5.config', 'examples.t5.sequence', 'examples.t5.attention',
         'examples.t5.layers', 'examples.t5.network',
@@ -30,9 +30,11 @@ ENGINE = {
         'trainer', 'restoration', 'initialization', 'inference_state'],
     'edges': ['datasets', 'gin_utils', 'metric_writers', 'processes'],
     'loop': [
-        'loop', 'evaluation', 'inference_data', 'file_tasks',
-        'inference_files', 'inference_rows', 'inference_loop', 'program'],
-    'scripts': ['train', 'eval', 'infer', 'interactive_model', 'utils'],
+        'inspection', 'explain', 'loop', 'evaluation', 'inference_data',
+        'file_tasks', 'inference_files', 'inference_rows', 'inference_loop',
+        'program'],
+    'scripts': [
+        'train', 'eval', 'infer', 'interactive_model', 'utils', 'main'],
     'tools': ['scripts.command', 'scripts.convert_checkpoint'],
 }
 SCIENCE = {

@@ -8,11 +8,13 @@ import gin
 import numpy as np
 from prompt_tuning.demo import files
 import pytest
+import seqio
 from t5x import eval as eval_script
 from t5x import gin_utils
 from t5x import infer
 from t5x import program
 from t5x import train
+import tensorflow as tf
 
 ROOT = pathlib.Path(__file__).parents[1]
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
@@ -25,6 +27,23 @@ FINETUNE = [
     '--gin.RANDOM_SEED=0',
     '--gin.USE_CACHED_TASKS=False',
 ]
+
+
+@pytest.fixture(scope='module', autouse=True)
+def some_task():
+  """A task for any vocabulary: its texts are token ids already."""
+  tokens = {'inputs': [5, 6, 1], 'targets': [7, 1]}
+  feature = seqio.Feature(seqio.PassThroughVocabulary(64, eos_id=1))
+  seqio.TaskRegistry.add(
+      'some_task',
+      source=seqio.FunctionDataSource(
+          lambda split, shuffle_files, seed=None: (
+              tf.data.Dataset.from_tensors(tokens)),
+          splits=('train', 'validation', 'test')),
+      preprocessors=[],
+      output_features=dict.fromkeys(tokens, feature))
+  yield
+  seqio.TaskRegistry.remove('some_task')
 
 
 def dry_run(fn, *arguments) -> str:
@@ -48,6 +67,8 @@ BIG = re.compile(r'(large|xl|xxl|80b|150b|3B|11B)')
 EXAMPLES = _names('t5x/examples/decoder_only/models', *(
     f't5x/examples/t5/{family}' for family in (
         't5_1_0', 't5_1_1', 'mt5', 'byt5')))
+# Whole runs: a model, a task and a run file in one.
+WHOLE = _names('t5x/examples/t5/t5_1_1/examples')
 
 
 def _marked(names):
@@ -57,7 +78,8 @@ def _marked(names):
 
 def test_every_file_is_covered():
   covered = {
-      *MODELS, *EXAMPLES, *_names('configs/prompts', 'configs/models/decoding'),
+      *MODELS, *EXAMPLES, *WHOLE, 't5x/examples/t5/local_tiny.gin',
+      *_names('configs/prompts', 'configs/models/decoding'),
       *_names('configs/models/sizes', 'configs/architectures'),
       *_names('configs/runs', 't5x/configs/runs', 'gin/demo'),
       # Parts that the sized files above include.
@@ -130,6 +152,26 @@ def test_t5x_training_runs_resolve(run):
   dry_run(train.train, '--gin_file=t5x/examples/t5/t5_1_1/tiny.gin',
           f'--gin_file=t5x/configs/runs/{run}.gin', '--gin.DROPOUT_RATE=0.0',
           *FINETUNE)
+
+
+@pytest.mark.parametrize('name', WHOLE)
+def test_whole_examples_resolve(name, capsys):
+  mode = re.search(r'_(eval|infer)\.gin', name)
+  fn = {'_eval.gin': eval_script.evaluate, '_infer.gin': infer.infer}.get(
+      mode and mode[0], train.train)
+  output = {'_eval.gin': 'EVAL_OUTPUT_DIR', '_infer.gin': 'INFER_OUTPUT_DIR'
+            }.get(mode and mode[0], 'MODEL_DIR')
+  steps = 5000  # test_train_eval_t5_tiny.gin has its own.
+  text = dry_run(
+      fn, f'--gin_file={name}', f'--gin.{output}=/nowhere',
+      '--gin.CHECKPOINT_PATH=/nowhere/checkpoint_1',
+      '--gin.INITIAL_CHECKPOINT_PATH=None', f'--gin.TRAIN_STEPS={steps}',
+      '--gin.MIXTURE_OR_TASK_NAME=some_task',
+      '--gin.MIXTURE_OR_TASK_MODULE=None', '--gin.USE_CACHED_TASKS=False')
+  assert 'inputs, 3 tokens' in capsys.readouterr().out
+  for optimizer in ('adamw', 'lion'):
+    if optimizer in name:
+      assert f'[@optax.clip(), @optax.{optimizer}()]' in text
 
 
 PROMPT_MACROS = {

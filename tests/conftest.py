@@ -12,6 +12,8 @@ os.environ['XLA_FLAGS'] = (
     + ' --xla_force_host_platform_device_count=8'
     + ' --xla_backend_optimization_level=0')
 os.environ['JAX_PLATFORMS'] = 'cpu'
+# No test, nor a process that one starts, may depend on an earlier one.
+os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'
 
 import pathlib
 

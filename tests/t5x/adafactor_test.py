@@ -22,11 +22,13 @@ class Reference:
 
   def __init__(
       self, value, first_step, *, scale, weight_decay, decay_rate=0.8,
-      step_offset=0, epsilon1=1e-30, clip=1.0, beta1=None, factored=True):
+      step_offset=0, epsilon1=1e-30, epsilon2=1e-3, clip=1.0, beta1=None,
+      factored=True, exponent=None, largest=np.inf):
     self.p = np.float64(value)
     self.t = first_step - step_offset
     self.scale, self.weight_decay, self.clip = scale, weight_decay, clip
     self.decay_rate, self.epsilon1 = decay_rate, epsilon1
+    self.epsilon2, self.exponent, self.largest = epsilon2, exponent, largest
     self.beta1, self.m = beta1, 0.0
     self.column = self.row = None
     if factored and value.ndim > 1 and sorted(value.shape)[-2] >= 128:
@@ -56,10 +58,13 @@ class Reference:
     u = g / np.sqrt(self.second_moment(g ** 2 + self.epsilon1))
     if self.clip is not None:
       u /= max(1.0, rms(u) / self.clip)
-    u *= rate * (max(rms(self.p), 1e-3) if self.scale else 1.0)
+    u *= rate * (min(max(rms(self.p), self.epsilon2), self.largest)
+                 if self.scale else 1.0)
     if self.beta1 is not None:
       u = self.m = self.beta1 * self.m + (1 - self.beta1) * u
-    self.p = (1 - (self.weight_decay or 0.0)) * self.p - u
+    decay = (self.weight_decay or 0.0) * (
+        1.0 if self.exponent is None else rate ** self.exponent)
+    self.p = (1 - decay) * self.p - u
     return self.p
 
 
@@ -131,6 +136,98 @@ def test_each_setting_is_the_reference_setting(arguments, settings):
       multiply_by_parameter_scale=False, weight_decay_rate=1e-5, **arguments)
   assert_follows(definition, PRETRAINED, ['(128,)', '(130, 200)'],
                  scale=False, weight_decay=1e-5, **settings)
+
+
+@pytest.mark.parametrize('arguments,settings', [
+    ({'epsilon2': 5.0}, {'epsilon2': 5.0}),
+    ({'max_parameter_scale': 0.25}, {'largest': 0.25}),
+    ({'weight_decay_rate_lr_exponent': 2.0}, {'exponent': 2.0}),
+    ({'learning_rate': 7.0}, {}),  # The trainer's is used.
+])
+def test_each_setting_of_the_scaled_step(arguments, settings):
+  definition = adafactor.Adafactor(weight_decay_rate=1e-2, **arguments)
+  assert_follows(definition, PRETRAINED, ['(128,)', '(130, 200)'],
+                 scale=True, weight_decay=1e-2, **settings)
+
+
+def test_scaling_can_differ_between_parameters():
+  rules = adafactor.HParamMap([(r'^\(128', False), ('.', True)])
+  definition = adafactor.Adafactor(multiply_by_parameter_scale=rules)
+  for name, scale in (('(128,)', False), ('(130, 200)', True)):
+    assert_follows(
+        definition, PRETRAINED, [name], scale=scale, weight_decay=None)
+  with pytest.raises(ValueError, match=r"no rule for the parameter '\(100"):
+    trajectory(
+        adafactor.Adafactor(multiply_by_parameter_scale=adafactor.HParamMap(
+            [('nothing', True)])), 0, {'(100, 768)': START['(100, 768)']},
+        {'(100, 768)': gradients()['(100, 768)']})
+
+
+STACK = np.float32(np.random.default_rng(4).normal(size=(130, 3, 140)))
+STACK_GRADIENTS = np.float32(
+    np.random.default_rng(5).normal(size=(5, *STACK.shape)))
+
+
+# Three layers in one array are three parameters: scales and clips of one layer
+# do not depend on the others. Layers have gradients of very different size.
+@pytest.mark.parametrize('given', ['axes', 'map'])
+def test_a_stack_is_trained_layer_by_layer(given):
+  size = np.float32([1.0, 30.0, 0.01])[:, None]
+  stack, grads = STACK * size, STACK_GRADIENTS * size
+  if given == 'axes':
+    definition = adafactor.Adafactor(
+        logical_factor_rules=adafactor.standard_logical_factor_rules(),
+        beta1=0.9).with_axes({'w': ('embed', 'layers', 'mlp')})
+  else:
+    definition = adafactor.Adafactor(beta1=0.9, factor_map=adafactor.HParamMap(
+        [('w', ('row', 'batch', adafactor.FactorDim.COLUMN))]))
+  whole = trajectory(definition, PRETRAINED, {'w': stack}, {'w': grads})['w']
+  for layer in range(3):
+    alone = trajectory(
+        adafactor.Adafactor(beta1=0.9), PRETRAINED, {'w': stack[:, layer]},
+        {'w': grads[:, :, layer]})['w']
+    assert rms(whole[:, :, layer] - alone) <= 2e-6 * rms(alone)
+
+
+@pytest.mark.parametrize('shape,axes,slots', [
+    # The example of T5X: an embedding, whatever its rule says.
+    ((384, 256), ('vocab', 'embed'), ((256,), (384,), (1,))),
+    ((127, 256), ('vocab', 'embed'), ((1,), (1,), (127, 256))),
+    ((64,), ('embed',), ((1,), (1,), (64,))),
+    # Of a scanned model, at any size: 3 layers, 2 heads of 4.
+    ((8, 3, 16), ('embed', 'layers', 'mlp'), ((8, 3), (3, 16), (1,))),
+    ((8, 3, 2, 4), ('embed', 'layers', 'heads', 'kv'),
+     ((8, 3), (3, 2, 4), (1,))),
+    ((8, 3), ('embed', 'layers'), ((1,), (1,), (8, 3))),
+])
+def test_slots_have_the_shapes_of_t5x(shape, axes, slots):
+  definition = adafactor.Adafactor(
+      logical_factor_rules=adafactor.standard_logical_factor_rules())
+  optimizer = definition.with_axes({'p': axes}).transformation(lambda s: 1., 0)
+  found = jax.eval_shape(
+      optimizer.init, {'p': jax.ShapeDtypeStruct(shape, jnp.float32)})
+  p = found.slots['p']
+  assert (p.v_row.shape, p.v_col.shape, p.v.shape) == slots
+  assert p.m.shape == (1,)
+
+
+@pytest.mark.parametrize('arguments,axes,match', [
+    ({'logical_factor_rules': {'layers': adafactor.FactorDim.BATCH}},
+     ('layers', 'embed', 'mlp'), "the axis 'embed' of p has no role"),
+    ({'factor_map': adafactor.HParamMap([('p', ('row', 'col'))])}, None,
+     'has 2 roles for p, which has 3 axes'),
+    ({'factor_map': adafactor.HParamMap([('p', ('row', 'col', 'depth'))])},
+     None, "'depth' is no role"),
+    ({'factor_map': adafactor.HParamMap([('p', ('row', 'col', 'none'))])},
+     None, 'make the latter batch axes'),
+])
+def test_rules_that_cannot_be_followed_are_refused(arguments, axes, match):
+  definition = adafactor.Adafactor(**arguments)
+  with pytest.raises(ValueError, match=match):
+    if axes:
+      definition = definition.with_axes({'p': axes})
+    definition.transformation(lambda step: 1.0, 0).init(
+        {'p': jnp.zeros((2, 3, 4))})
 
 
 # The shortest axis that is factored: what is kept per parameter.

@@ -200,6 +200,22 @@ def test_sigterm_between_steps_saves_at_the_next_one():
   assert log == ['step 0', 'step 1', 'save 2']
 
 
+@pytest.mark.parametrize('step', [2, 6])
+def test_a_decision_to_stop_saves_at_that_step_and_ends(step):
+  log, saved = [], []
+  stop = loop.Stop()
+
+  def evaluate(moment):
+    stop.decided = moment.step == step
+
+  hooks = [loop.Hook(evaluate, 2, 0),
+           loop.Hook(lambda m: log.append('evaluate'), 100, 0),
+           loop.Hook(lambda m: saved.append(m.step), 100, 0, on_stop=True)]
+  reached, state = _run(log, total=50, hooks=hooks, stop=stop)
+  assert (reached, int(state.step), saved) == (step, step, [step])
+  assert 'evaluate' not in log and log[-1] == f'step {step - 1}'
+
+
 def test_movement_is_the_norm_of_the_change():
   rows = Rows()
   reporter = loop.Reporter(
@@ -226,6 +242,27 @@ def test_pauses_do_not_count_as_training_time():
   reporter.push(1, metrics, _state())
   reporter.drain()
   assert rows.rows[0][1]['timing/steps_per_second'] > 2.5
+
+
+def test_rows_have_the_figures_of_time_that_t5x_has():
+  rows = Rows()
+  reporter = _reporter(rows, period=2)
+  rate = metrics_lib.TimeRate
+  for step, learning_rate in ((1, 0.5), (2, 0.25)):
+    reporter.push(step, {
+        'learning_rate': metrics_lib.AveragePerStep(total=learning_rate),
+        'timing/seqs_per_second': rate(numerator=16.0),
+        'timing/target_tokens_per_second': rate(numerator=64.0),
+        trainer_lib.NONFINITE: metrics_lib.Sum(0.0)}, _state())
+  reporter.drain()
+  ((_, row),) = rows.rows
+  assert row['learning_rate'] == 0.375
+  assert row['learning_rate/current'] == 0.25
+  assert row['timing/seqs'] == pytest.approx(32.0)
+  assert 0 < row['timing/seconds'] <= row['timing/uptime']
+  for name in ('seqs', 'target_tokens'):
+    per_second = row[f'timing/{name}_per_second']
+    assert row[f'timing/{name}_per_second_per_core'] == per_second / 8
 
 
 def _console(terminal):

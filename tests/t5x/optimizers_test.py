@@ -38,8 +38,8 @@ def multi(*pairs):
 FACTORED = adafactor.Adafactor(
     min_dim_size_to_factor=8, multiply_by_parameter_scale=False)
 
-OPTAX = ('adabelief', 'adagrad', 'adam', 'adamw', 'lamb', 'lion', 'radam',
-         'rmsprop', 'sgd', 'yogi')
+OPTAX = ('adabelief', 'adagrad', 'adam', 'adamw', 'lamb', 'lars',
+         'lion', 'radam', 'rmsprop', 'sgd', 'yogi')
 
 # Each definition with the parameters that it must train.
 DEFINITIONS = {
@@ -165,7 +165,7 @@ def test_each_optimiser_updates_its_own_parameters_by_its_own_rule():
         before[path] - after[path], step, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize('name', OPTAX)
+@pytest.mark.parametrize('name', (*OPTAX, 'fromage', 'noisy_sgd'))
 def test_a_name_of_optax_is_the_optimiser_of_that_name(name):
   assert getattr(optimizers, name).__wrapped__ is getattr(optax, name)
 

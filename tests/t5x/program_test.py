@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -53,6 +54,38 @@ def test_help_lists_the_published_flags(program):
   for flag in ('gin_file', 'gin_bindings', 'gin_search_paths', 'tfds_data_dir',
                'dry_run', 'coordinator_address', 'process_count'):
     assert f'--{flag}' in text or f'--[no]{flag}' in text, flag
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('program', (*PROGRAMS, 'main'))
+def test_help_says_what_there_is_to_say(program):
+  done = _run(program, '--help')
+  for said in ('--gin_file', '--[no]dry_run', 'A gin file; repeatable'):
+    assert said in done.stdout, said
+  assert ('--run_mode' in done.stdout) == (program == 'main')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('arguments,code,said', [
+    ([], 1, 'run_mode'), (['--run_mode=dance'], 1, 'train|eval|infer'),
+    (['--run_mode=train'], 2, 'error: train'),
+    (['--run_mode=train', '--dry_run', '--gin_file=gin/demo/source.gin',
+      '--gin.MODEL_DIR={folder}/run'], 0, "'no'")])
+def test_main_runs_the_mode_it_is_given(arguments, code, said, tmp_path):
+  done = _run('main', *(a.format(folder=tmp_path) for a in arguments))
+  assert done.returncode == code, done.stderr
+  assert said in done.stdout + done.stderr
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('program', PROGRAMS)
+def test_a_program_with_nothing_to_do_does_not_end_well(program):
+  done = _run(program)
+  assert done.returncode == 2
+  assert re.fullmatch(
+      r"error: \w+: (train|evaluate|infer) needs '.*; give a --gin_file .*",
+      done.stderr.strip())
 
 
 @pytest.mark.slow

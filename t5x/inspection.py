@@ -1,0 +1,198 @@
+"""Looks at the first examples of a task before anything is compiled."""
+
+from collections.abc import Mapping, Sequence
+import itertools
+import re
+from typing import Any
+
+import numpy as np
+from t5x import checkpoints
+from t5x import datasets
+from t5x import published_sizes
+from t5x import train_state as train_state_lib
+
+# Enough to see what a task is like, and read in a moment.
+SAMPLE = 64
+
+Row = Mapping[str, np.ndarray]
+
+
+def first_rows(
+    config: datasets.DatasetConfig, count: int = SAMPLE) -> list[Row]:
+  """The first examples of a split as SeqIO makes them, not cut to length.
+
+  Args:
+    config: the task or mixture, and its split.
+    count: how many at most.
+
+  Returns:
+    Features by name; fewer examples than asked for if there are not more.
+  """
+  provider = datasets.get_mixture_or_task(config)
+  rows = provider.get_dataset(
+      config.task_feature_lengths, config.split,
+      use_cached=config.use_cached, shuffle=False, seed=config.seed,
+      num_epochs=1, trim_output_features=False)
+  return list(itertools.islice(rows.as_numpy_iterator(), count))
+
+
+def require_whole_targets(
+    config: datasets.DatasetConfig, rows: Sequence[Row]) -> list[str]:
+  """Says what `TASK_FEATURE_LENGTHS` cuts off; fails if no target is whole.
+
+  SeqIO trims without a word. A few long texts are often cut on purpose, so that
+  is only said. But where every target loses its end token no model can learn to
+  end, and that is refused.
+
+  Args:
+    config: gives the lengths.
+    rows: of `first_rows`.
+
+  Returns:
+    A line for every feature that is cut.
+
+  Raises:
+    DatasetError: if every target loses its end token.
+  """
+  lines = []
+  features = datasets.get_mixture_or_task(config).output_features
+  for name, limit in (config.task_feature_lengths or {}).items():
+    found = [row[name] for row in rows if name in row and row[name].ndim == 1]
+    lengths = [len(tokens) for tokens in found]
+    cut = [tokens for tokens in found if len(tokens) > limit]
+    if not cut:
+      continue
+    end = features[name].vocabulary.eos_id
+    whole = len(found) - sum(bool(tokens[-1] == end) for tokens in cut)
+    if name == 'targets' and not whole and features[name].add_eos:
+      raise datasets.DatasetError(
+          f"TASK_FEATURE_LENGTHS['targets'] is {limit}, but all of the first "
+          f'{len(found)} targets of {_name(config)!r} are longer (up to '
+          f'{max(lengths)} tokens), so every one of them would lose its end '
+          f'token. Set it to {max(lengths)} or more.')
+    lines.append(
+        f'note: {100 * len(cut) / len(found):.0f} % of the first {len(found)} '
+        f'examples of {_name(config)} are longer than '
+        f'TASK_FEATURE_LENGTHS[{name!r}] = {limit} and are cut; the longest '
+        f'has {max(lengths)} tokens')
+  return lines
+
+
+def _name(config: datasets.DatasetConfig) -> str:
+  """The task's or mixture's name."""
+  return datasets.get_mixture_or_task(config).name
+
+
+def require_vocabulary_fits(
+    config: datasets.DatasetConfig, infos: train_state_lib.ParameterInfos
+) -> None:
+  """Fails if a task has tokens that the model has no embedding for.
+
+  Args:
+    config: the task.
+    infos: the model's parameters; their axis `vocab` is the table's length.
+
+  Raises:
+    DatasetError: naming the parameter and both sizes.
+  """
+  size = max(v.vocab_size for v in datasets.get_vocabulary(config))
+  for path, info in infos.items():
+    if 'vocab' not in info.axes:
+      continue
+    rows = info.shape[info.axes.index('vocab')]
+    if rows < size:
+      raise datasets.DatasetError(
+          f'{_name(config)!r} has token ids up to {size - 1:,}, but {path} has '
+          f'{rows:,} rows. Set vocab_size of the network (T5Config.vocab_size, '
+          f'in prompt models NUM_EMBEDDINGS) to {size:,} or more, or use the '
+          'task of this model family.')
+
+
+def check(
+    config: datasets.DatasetConfig,
+    infos: train_state_lib.ParameterInfos,
+    rows: Sequence[Row],
+) -> list[str]:
+  """All checks of a training task.
+
+  Args:
+    config: the training data.
+    infos: the model's parameters.
+    rows: of `first_rows`.
+
+  Returns:
+    Lines to show.
+
+  Raises:
+    DatasetError: if nothing could be learned from the data, or there is none.
+  """
+  require_vocabulary_fits(config, infos)
+  if not rows:
+    raise datasets.DatasetError(
+        f'{_name(config)!r} has no example in the split {config.split!r}.')
+  return require_whole_targets(config, rows)
+
+
+def require_fitting_checkpoint(
+    directory: str | None,
+    restore: checkpoints.RestoreCheckpointConfig | None,
+    infos: train_state_lib.ParameterInfos,
+) -> None:
+  """Fails if an initial checkpoint is of another size than the model.
+
+  No array is read. Parameters that the assignment map speaks of are left to
+  whoever restores them.
+
+  Args:
+    directory: the checkpoint; None does nothing.
+    restore: the rules.
+    infos: the model's parameters.
+
+  Raises:
+    CheckpointError: naming both shapes and the model file that would fit.
+  """
+  if directory is None or restore is None:
+    return
+  shapes = {name.removeprefix('target/'): array.shape for name, array
+            in checkpoints.open_checkpoint(directory).items()}
+  ruled = [regex for regex, _ in restore.assignment_map or ()]
+  for path, info in infos.items():
+    if shapes.get(path, info.shape) == info.shape or any(
+        re.fullmatch(regex, f'target/{path}') for regex in ruled):
+      continue
+    file = published_sizes.model_file(shapes)
+    fix = (f'It has the size of {file}' if file else
+           "Use the model file of the checkpoint's size")
+    raise checkpoints.CheckpointError(
+        f'{directory}: target/{path} has shape {list(shapes[path])}, but the '
+        f'model has {list(info.shape)}. {fix}.')
+
+
+def first_example(
+    config: datasets.DatasetConfig, rows: Sequence[Row]) -> list[str]:
+  """The first example as text and as token ids, a few lines."""
+  if not rows:
+    return [f'first example: {_name(config)} has none in {config.split!r}']
+  features = datasets.get_mixture_or_task(config).output_features
+  limits = config.task_feature_lengths or {}
+  lines = [f'first example of {_name(config)}, split {config.split}:']
+  for name, feature in features.items():
+    if name in rows[0]:
+      lines += _feature(name, rows[0][name], feature.vocabulary,
+                        limits.get(name))
+  return lines
+
+
+def _feature(
+    name: str, tokens: np.ndarray, vocabulary: Any, limit: int | None
+) -> list[str]:
+  """One feature: its length, its text, its ids."""
+  if tokens.ndim != 1 or tokens.dtype.kind not in 'iu':
+    return [f'  {name}: {tokens.dtype}{list(tokens.shape)}']
+  kept = tokens[:limit].tolist()
+  length = f'{len(tokens)} tokens'
+  if limit is not None:
+    length += f' of {limit}' + (', cut' if len(tokens) > limit else '')
+  shown = ' '.join(str(token) for token in kept[:SAMPLE])
+  return [f'  {name}, {length}: {str(vocabulary.decode(kept))!r}',
+          f'    ids {shown}' + (' ...' if len(kept) > SAMPLE else '')]
