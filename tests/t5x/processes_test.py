@@ -24,8 +24,8 @@ CLUSTER = ('SLURM_', 'OMPI_', 'KUBERNETES_', 'JOB_COMPLETION', 'JAX_COORD')
 def _start(given, environment):
   clean = {k: v for k, v in os.environ.items() if not k.startswith(CLUSTER)}
   return subprocess.Popen(
-      [sys.executable, '-c', SHOW, repr(given)], text=True,
-      stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+      [sys.executable, '-W', 'error::UserWarning', '-c', SHOW, repr(given)],
+      text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
       env=clean | {'XLA_FLAGS': ''} | environment)
 
 
