@@ -47,7 +47,8 @@ def _cluster() -> Any:
   """The cluster that JAX would find this process in; None for none."""
   for cluster in clusters.ClusterEnv._cluster_types:
     # Any process in a Kubernetes cluster is taken for one of a Job by JAX.
-    alone = cluster.name == 'k8s' and 'JOB_COMPLETION_INDEX' not in os.environ
+    alone = (cluster.__name__ == 'K8sCluster'
+             and 'JOB_COMPLETION_INDEX' not in os.environ)
     if not alone and not cluster.opt_in_only_method:
       try:
         if cluster.is_env_present():
