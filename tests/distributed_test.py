@@ -211,7 +211,8 @@ def test_two_processes_infer_as_one(prompt, tmp_path, mode, extra):
     # Shards may be named and cut in any way.
     found.append([
         json.loads(line)
-        for path in sorted(glob.glob(f'{folder}/**/*.jsonl*', recursive=True))
+        for path in sorted(glob.glob(
+            f'{folder}/**/*.jsonl-[0-9]*-of-*[0-9]', recursive=True))
         for line in pathlib.Path(path).read_text().splitlines()])
   assert found[0] == found[1] and len(found[0]) > 100
 
