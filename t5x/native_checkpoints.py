@@ -138,24 +138,14 @@ def _is_like_its_parameter(
   return parameter is not None and parameter.shape == arrays[name].shape
 
 
-def _absent_slots(arrays: Mapping[str, LazyArray]) -> dict[str, Any]:
-  """What T5X writes where there is no state.
-
-  A parameter that is not trained has None; one without momentum a single zero.
-  """
-  absent: dict[str, Any] = {}
+def _absent_slots(arrays: Mapping[str, LazyArray]) -> dict[str, None]:
+  """None for every parameter that is not trained, where T5X writes it."""
   trained = {name.removeprefix('state/param_states/').rpartition('/')[0]
              for name in arrays if name.startswith('state/param_states/')}
-  for name in arrays:
-    path = name.removeprefix('target/')
-    if path == name or not trained:
-      continue
-    if path not in trained:
-      absent[f'state/param_states/{path}'] = None
-    elif f'state/param_states/{path}/m' not in arrays and (
-        f'state/param_states/{path}/v_row' in arrays):
-      absent[f'state/param_states/{path}/m'] = np.zeros((1,), np.float32)
-  return absent
+  paths = {name.removeprefix('target/') for name in arrays
+           if name.startswith('target/')}
+  return {f'state/param_states/{path}': None
+          for path in paths - trained if trained}
 
 
 def _write_zarr(

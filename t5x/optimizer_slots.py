@@ -1,21 +1,20 @@
 """Optimiser states by name: ours, and what T5X calls the same.
 
-An optax state is a nest of tuples around dictionaries from parameter path to
-array; T5X keeps Adafactor's slots as `state/param_states/<path>/{v_row, v_col,
-v, m}`. The two agree in shape and meaning, so one can be restored from the
-other. Counters are not slots: ours count from the run's first step.
+Ours is a nest of tuples around dictionaries; T5X keeps Adafactor's slots as
+`state/param_states/<path>/{v_row, v_col, v, m}`. The two agree in shape and
+meaning, so one can be restored from the other. Counters are not slots: ours
+count from the run's first step.
 """
 
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import jax
+from t5x import adafactor
 
 Leaf = TypeVar('Leaf')
 
-# From the field of an optax state to T5X's slot.
-_SLOTS = {'v_row': 'v_row', 'v_col': 'v_col', 'v': 'v', 'ema': 'm'}
-T5X_SLOTS = tuple(_SLOTS.values())
+SLOTS = adafactor.Slots._fields
 SAVED_PREFIX = 'state/optimizer/'
 
 
@@ -39,10 +38,10 @@ def t5x_name(name: str) -> str | None:
     `state/param_states/<path>/<slot>`; None for a counter, or the state of an
     optimiser that is not Adafactor.
   """
-  *_, field, path = ('', *name.split(':'))
-  if field not in _SLOTS:
+  *_, field, path, slot = ('', '', '', *name.split(':'))
+  if field != 'slots' or slot not in SLOTS:
     return None
-  return f'state/param_states/{path.replace("|", "/")}/{_SLOTS[field]}'
+  return f'state/param_states/{path.replace("|", "/")}/{slot}'
 
 
 def with_t5x_names(arrays: Mapping[str, Leaf]) -> dict[str, Leaf]:

@@ -77,7 +77,7 @@ def restorable(
       **{f'target/{path}': info for path, info in infos.items()},
       **{f'state/param_states/{path}/{slot}': info
          for path, info in infos.items() if info.trainable
-         for slot in optimizer_slots.T5X_SLOTS}})
+         for slot in optimizer_slots.SLOTS}})
   by_map = functools.partial(
       state_utils.apply_assignment_map,
       assignment_map=restore.assignment_map or ())
