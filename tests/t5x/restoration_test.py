@@ -284,3 +284,17 @@ def test_no_host_holds_the_model_besides_its_devices(tmp_path):
   size, peak = json.loads(output)
   assert size == 320 * 2**20
   assert size <= peak < 1.25 * size
+
+
+def test_the_optimiser_of_a_published_checkpoint_is_restored(
+    tiny, shared_data):
+  published = checkpoints.open_checkpoint(
+      checkpoints.find_checkpoint(str(shared_data / 't5x_tiny')))
+  model = tiny.model(
+      vocab_size=32128, emb_dim=4, head_dim=2, mlp_dim=8,
+      relpos_num_buckets=4)
+  _, begun = start(tiny, model, restore_of(shared_data / 't5x_tiny'))
+  found = slots(begun.state)
+  assert len(found) == 4 * len(begun.state.trainable)
+  for name, value in found.items():
+    np.testing.assert_array_equal(value, published[name].get(), name)
