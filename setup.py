@@ -32,7 +32,7 @@ EXTRAS = {
     'test': [
         'mypy>=2.1,<3',
         'pytest>=9,<10',
-        'pytest-xdist>=3.8,<4',
+        'pyyaml>=6,<7',
         'ruff>=0.16,<0.18',
         'scipy>=1.16,<2',
         'setuptools>=77',

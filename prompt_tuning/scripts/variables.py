@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 from prompt_tuning import numpy_files
 from t5x import checkpoints
@@ -64,7 +64,7 @@ def write(output_path: str, values: Any, dtype: str) -> None:
   command.require_absent(output_path)
   values = np.asarray(values)
   if dtype == 'bfloat16':
-    values = values.astype(ml_dtypes.bfloat16)
+    values = values.astype(jnp.bfloat16)
   kept = np.float32 if dtype == 'bfloat16' else np.dtype(dtype)
   numpy_files.write(output_path, values.astype(kept))
   command.say(f'{output_path}: {np.dtype(kept).name}{list(values.shape)}')
