@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check check-lower-bounds clean
+.PHONY: demo test test-programs test-modules check check-lower-bounds clean
 
 # Installed once; again when the dependencies change.
 $(VENV)/demo.stamp: setup.py pyproject.toml
@@ -27,10 +27,17 @@ check: $(VENV)/test.stamp
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -m 'not slow'
 
+# In two halves side by side: programs, which wait for processes, and modules.
 test: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(MAKE) --jobs=2 test-programs test-modules
+
+test-programs: $(VENV)/test.stamp
+	$(BIN)/python -m pytest tests/*_test.py
+
+test-modules: $(VENV)/test.stamp
+	$(BIN)/python -m pytest tests/t5x tests/prompt_tuning
 
 check-lower-bounds:
 	$(PYTHON) -m venv $(VENV)-lower
