@@ -1,5 +1,7 @@
 """Finds a checkpoint among folders, and opens whichever layout it has."""
 
+import dataclasses
+import functools
 import os
 import re
 
@@ -91,6 +93,40 @@ def open_checkpoint(directory: str) -> dict[str, LazyArray]:
   arrays = _arrays(folder)
   _require_step(folder, arrays)
   return arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """One checkpoint, opened when it is first asked for something, and once.
+
+  Opening one that has sums reads all of it.
+
+  Attributes:
+    directory: `checkpoint_<step>`, local or remote.
+  """
+
+  directory: str
+
+  @functools.cached_property
+  def arrays(self) -> dict[str, LazyArray]:
+    """See `open_checkpoint`."""
+    return open_checkpoint(self.directory)
+
+  @functools.cached_property
+  def step(self) -> int:
+    """The step that it is of; 0 if it does not say.
+
+    Raises:
+      CheckpointError: if it says something else than one integer.
+    """
+    step = self.arrays.get('state/step')
+    if step is None:
+      return 0
+    if step.shape or step.dtype.kind not in 'iu':
+      raise CheckpointError(
+          f'{self.directory}: state/step is {step.dtype}{list(step.shape)}; '
+          'expected one integer.')
+    return int(step.get())
 
 
 def _arrays(folder: epath.Path) -> dict[str, LazyArray]:

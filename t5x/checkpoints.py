@@ -37,13 +37,14 @@ latest_step = checkpoint_folders.latest_step
 find_checkpoint = checkpoint_folders.find_checkpoint
 open_checkpoint = checkpoint_folders.open_checkpoint
 is_run_save = checkpoint_folders.is_run_save
+Checkpoint = checkpoint_folders.Checkpoint
 
 BaseRecord = run_saves.BaseRecord
 RunRecord = run_saves.RunRecord
 Checkpointer = run_saves.Checkpointer
 SaveBestCheckpointer = best_saves.SaveBestCheckpointer
 make_checkpointer = run_saves.make_checkpointer
-read_record = run_saves.read_record
+Save = run_saves.Save
 restore_run = run_saves.restore_run
 
 

@@ -113,37 +113,38 @@ class Restorer:
       CheckpointError: if something cannot be restored, or a run's base is not
         the one that it was trained on.
     """
-    base = None
-    if checkpoints.is_run_save(directory):
-      base = checkpoints.read_record(directory).base
-    parameters = (self._whole(directory) if base is None
-                  else self._two_parts(directory, base))
-    step = np.int32(initialization.step_of(directory))
+    checkpoint = checkpoints.Save(directory)
+    base = (checkpoint.record.base if checkpoints.is_run_save(directory)
+            else None)
+    parameters = (self._whole(checkpoint) if base is None
+                  else self._two_parts(checkpoint, base))
     return TrainState(
-        jax.device_put(step, self._replicated), {}, parameters, ())
+        jax.device_put(np.int32(checkpoint.step), self._replicated), {},
+        parameters, ())
 
   def fingerprint(self, state: TrainState) -> str:
     """Names the exact parameters of a state."""
     return fingerprint.fingerprint(state.frozen)
 
-  def _whole(self, directory: str) -> Parameters:
+  def _whole(self, checkpoint: checkpoints.Checkpoint) -> Parameters:
     """Parameters of a checkpoint that holds a model."""
     if self._restore.fallback_to_scratch and self._seed is None:
       raise checkpoints.CheckpointError(
-          f'{directory} is no save of a run that names its frozen base, and '
-          'RestoreCheckpointConfig.fallback_to_scratch needs a seed: set '
-          'evaluate.fallback_init_rng or infer.fallback_init_rng, as the run '
-          'files that take a PROMPT_FILE do.')
+          f'{checkpoint.directory} is no save of a run that names its frozen '
+          'base, and RestoreCheckpointConfig.fallback_to_scratch needs a seed: '
+          'set evaluate.fallback_init_rng or infer.fallback_init_rng, as the '
+          'run files that take a PROMPT_FILE do.')
     return restoration.load_parameters(
-        self.infos, self.placement, self._restore, directory,
+        self.infos, self.placement, self._restore, checkpoint,
         lambda paths: train_state_lib.initialize(
             self._init_fn, jax.random.key(self._seed or 0), paths,
             self.placement))
 
   def _two_parts(
-      self, directory: str, base: checkpoints.BaseRecord) -> Parameters:
+      self, save: checkpoints.Checkpoint, base: checkpoints.BaseRecord
+  ) -> Parameters:
     """What a run trained, over the frozen base that it names."""
-    arrays = checkpoints.open_checkpoint(directory)
+    directory, arrays = save.directory, save.arrays
     trained = [name.removeprefix('target/') for name in arrays
                if name.startswith('target/')]
     self._require_trained(directory, base, trained, arrays)
@@ -196,10 +197,10 @@ class Restorer:
         or not any(re.fullmatch(regex, f'target/{p}') for p in trained))
     restore = dataclasses.replace(self._restore, assignment_map=rules)
     try:
-      folder = checkpoints.find_checkpoint(path)
+      frozen = checkpoints.Checkpoint(checkpoints.find_checkpoint(path))
       sources = restoration.parameter_sources(
-          restoration.restorable(infos, restore, folder), infos, restore,
-          folder)
+          restoration.restorable(infos, restore, frozen), infos, restore,
+          frozen.directory)
     except checkpoints.CheckpointError as error:
       raise checkpoints.CheckpointError(
           f'{directory} was trained on the frozen model {base.path}; at {path} '

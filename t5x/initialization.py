@@ -26,19 +26,6 @@ ParameterInfos = train_state_lib.ParameterInfos
 
 
 @dataclasses.dataclass(frozen=True)
-class Save:
-  """A save of the run itself.
-
-  Attributes:
-    directory: `checkpoint_<step>`.
-    record: what it says of the run.
-  """
-
-  directory: str
-  record: checkpoints.RunRecord
-
-
-@dataclasses.dataclass(frozen=True)
 class Origin:
   """What is decided before any parameter is read.
 
@@ -46,14 +33,14 @@ class Origin:
     seed: of initialisation, dropout and data order.
     first_step: absolute step at which the run began, or now begins.
     last_save: the run's last save; None when it begins.
-    initial_checkpoint: folder of the initial checkpoint; None for fresh values.
+    initial_checkpoint: None for fresh values.
     step: absolute step of the state that the process will start with.
   """
 
   seed: int
   first_step: int
-  last_save: Save | None = None
-  initial_checkpoint: str | None = None
+  last_save: checkpoints.Save | None = None
+  initial_checkpoint: checkpoints.Checkpoint | None = None
   step: int = 0
 
   def keys(self, hardware: bool = False) -> tuple[Array, Array]:
@@ -91,8 +78,8 @@ class Origin:
       raise ValueError('Neither TRAIN_STEPS nor TRAIN_STEPS_RELATIVE is set.')
     complete = self.last_save is not None and total_steps == self.step
     if total_steps <= self.step and not complete:
-      place = (self.last_save.directory if self.last_save
-               else self.initial_checkpoint or 'from scratch')
+      begun = self.last_save or self.initial_checkpoint
+      place = begun.directory if begun else 'from scratch'
       raise ValueError(
           f'TRAIN_STEPS is {total_steps:,}, but the run is at step '
           f'{self.step:,} ({place}). It counts absolute steps, pretraining '
@@ -165,23 +152,22 @@ def find_origin(
         'folders only. Checkpoints and tasks may be remote.')
   initial = None
   if restore is not None and restore.path:
-    initial = directory_of(restore)
-    logging.info('The initial checkpoint is %s.', initial)
+    initial = checkpoints.Checkpoint(directory_of(restore))
+    logging.info('The initial checkpoint is %s.', initial.directory)
   step = checkpoints.latest_step(model_dir)
   if step is None:
-    first_step = 0 if initial is None else step_of(initial)
+    first_step = 0 if initial is None else initial.step
     return Origin(
         _drawn_seed() if seed is None else seed, first_step,
         initial_checkpoint=initial, step=first_step)
-  last = checkpoints.get_checkpoint_dir(model_dir, step)
-  record = checkpoints.read_record(last)
+  last = checkpoints.Save(checkpoints.get_checkpoint_dir(model_dir, step))
+  record = last.record
   if seed not in (None, record.seed):
     raise checkpoints.CheckpointError(
         f'{model_dir} holds a run with seed {record.seed}, but RANDOM_SEED is '
         f'{seed}. Use another MODEL_DIR to start a new run, or that seed to '
         'continue.')
-  return Origin(
-      record.seed, record.first_step, Save(last, record), initial, step)
+  return Origin(record.seed, record.first_step, last, initial, step)
 
 
 def _drawn_seed() -> int:
@@ -215,22 +201,6 @@ def directory_of(restore: checkpoints.RestoreCheckpointConfig) -> str:
   return found
 
 
-def step_of(directory: str) -> int:
-  """The step of a checkpoint; 0 if it does not say.
-
-  Raises:
-    CheckpointError: if it says something else than one integer.
-  """
-  step = checkpoints.open_checkpoint(directory).get('state/step')
-  if step is None:
-    return 0
-  if step.shape or step.dtype.kind not in 'iu':
-    raise checkpoints.CheckpointError(
-        f'{directory}: state/step is {step.dtype}{list(step.shape)}; expected '
-        'one integer.')
-  return int(step.get())
-
-
 def restored_dtypes(
     infos: ParameterInfos,
     restore: checkpoints.RestoreCheckpointConfig | None,
@@ -260,7 +230,8 @@ def start(
     origin: Origin,
     *,
     trainer: trainer_lib.Trainer,
-    input_shapes: Mapping[str, tuple[int, ...]],
+    infos: ParameterInfos,
+    init_fn: train_state_lib.InitFn,
     restore: checkpoints.RestoreCheckpointConfig | None,
     init_key: Array,
 ) -> Start:
@@ -268,8 +239,9 @@ def start(
 
   Args:
     origin: the decision.
-    trainer: gives model, mesh and optimiser.
-    input_shapes: shapes of a batch.
+    trainer: gives mesh and optimiser.
+    infos: what is known of every parameter of the model.
+    init_fn: from a key to the variables of the model.
     restore: rules for the initial checkpoint.
     init_key: random key of fresh values.
 
@@ -279,52 +251,50 @@ def start(
   Raises:
     CheckpointError: if something cannot be restored, or the frozen model is
       not the one that the run began with.
-    ValueError: if the optimiser selects no parameter.
   """
-  def init_fn(key: Array):
-    return trainer.model.get_initial_variables(key, input_shapes)
-
-  infos = restored_dtypes(
-      train_state_lib.describe(init_fn, trainer.model.optimizer_def), restore)
+  infos = restored_dtypes(infos, restore)
   placement = train_state_lib.shardings(infos, trainer.partitioner)
   template = train_state_lib.template(infos, placement, trainer.optimizer)
   save = origin.last_save
   transformations = restore.state_transformation_fns if restore else ()
   if save is not None and not template.frozen:
-    state = checkpoints.restore_run(save.directory, template, transformations)
+    state = checkpoints.restore_run(save, template, transformations)
     return Start(state, save.record, {}, infos)
 
   def fresh(paths: list[str]) -> Parameters:
     return train_state_lib.initialize(init_fn, init_key, paths, placement)
 
-  directory = origin.initial_checkpoint
-  if directory is None or restore is None:
+  initial = origin.initial_checkpoint
+  if initial is None or restore is None:
     state = train_state_lib.create(
         origin.first_step, fresh(list(infos)), template, trainer.optimizer)
   else:
-    arrays = restoration.restorable(infos, restore, directory)
+    arrays = restoration.restorable(infos, restore, initial)
     state = train_state_lib.create(
         origin.first_step,
-        restoration.load(arrays, infos, placement, restore, directory, fresh),
+        restoration.load(
+            arrays, infos, placement, restore, initial.directory, fresh),
         template, trainer.optimizer)
     if restore.strict and save is None:
-      state = restoration.with_optimizer_state(state, arrays, directory)
-  initial, base = {}, None
+      state = restoration.with_optimizer_state(
+          state, arrays, initial.directory)
+  begun_with, base = {}, None
   if state.frozen:
-    initial = jax.tree.map(jnp.copy, state.trainable)  # Steps donate theirs.
+    # Steps donate what they are given.
+    begun_with = jax.tree.map(jnp.copy, state.trainable)
     base = checkpoints.BaseRecord(
-        origin.initial_checkpoint, origin.first_step,
+        initial.directory if initial else None, origin.first_step,
         fingerprint.fingerprint(state.frozen))
   if save is None:
     record = checkpoints.RunRecord(origin.first_step, origin.seed, base=base)
-    return Start(state, record, initial, infos)
+    return Start(state, record, begun_with, infos)
   _require_same_base(save, base)
-  state = checkpoints.restore_run(save.directory, state, transformations)
-  return Start(state, save.record, initial, infos)
+  state = checkpoints.restore_run(save, state, transformations)
+  return Start(state, save.record, begun_with, infos)
 
 
 def _require_same_base(
-    save: Save, found: checkpoints.BaseRecord | None) -> None:
+    save: checkpoints.Save, found: checkpoints.BaseRecord | None) -> None:
   """Fails if a run would go on with another frozen model."""
   recorded = save.record.base
   if recorded is None or found is None or (

@@ -134,7 +134,7 @@ def check(
 
 
 def require_fitting_checkpoint(
-    directory: str | None,
+    checkpoint: checkpoints.Checkpoint | None,
     restore: checkpoints.RestoreCheckpointConfig | None,
     infos: train_state_lib.ParameterInfos,
 ) -> None:
@@ -144,17 +144,17 @@ def require_fitting_checkpoint(
   whoever restores them.
 
   Args:
-    directory: the checkpoint; None does nothing.
+    checkpoint: the checkpoint; None does nothing.
     restore: the rules.
     infos: the model's parameters.
 
   Raises:
     CheckpointError: naming both shapes and the model file that would fit.
   """
-  if directory is None or restore is None:
+  if checkpoint is None or restore is None:
     return
   shapes = {name.removeprefix('target/'): array.shape for name, array
-            in checkpoints.open_checkpoint(directory).items()}
+            in checkpoint.arrays.items()}
   ruled = [regex for regex, _ in restore.assignment_map or ()]
   for path, info in infos.items():
     if shapes.get(path, info.shape) == info.shape or any(
@@ -164,8 +164,8 @@ def require_fitting_checkpoint(
     fix = (f'It has the size of {file}' if file else
            "Use the model file of the checkpoint's size")
     raise checkpoints.CheckpointError(
-        f'{directory}: target/{path} has shape {list(shapes[path])}, but the '
-        f'model has {list(info.shape)}. {fix}.')
+        f'{checkpoint.directory}: target/{path} has shape '
+        f'{list(shapes[path])}, but the model has {list(info.shape)}. {fix}.')
 
 
 def first_example(

@@ -27,7 +27,7 @@ def load_parameters(
     infos: ParameterInfos,
     placement: Mapping[str, partitioning.NamedSharding],
     restore: checkpoints.RestoreCheckpointConfig | None,
-    directory: str | None,
+    checkpoint: checkpoints.Checkpoint | None,
     init: Callable[[list[str]], Parameters],
 ) -> Parameters:
   """All parameters: from the initial checkpoint, and fresh where it is ruled.
@@ -36,7 +36,7 @@ def load_parameters(
     infos: what is known of every parameter.
     placement: where every parameter lives.
     restore: the rules; see `RestoreCheckpointConfig`.
-    directory: the initial checkpoint; None initialises everything.
+    checkpoint: the initial checkpoint; None initialises everything.
     init: from paths to fresh values.
 
   Returns:
@@ -45,23 +45,23 @@ def load_parameters(
   Raises:
     CheckpointError: if a parameter is in neither, or has another shape.
   """
-  if directory is None or restore is None:
+  if checkpoint is None or restore is None:
     return init(list(infos))
-  return load(restorable(infos, restore, directory), infos, placement,
-              restore, directory, init)
+  return load(restorable(infos, restore, checkpoint), infos, placement,
+              restore, checkpoint.directory, init)
 
 
 def restorable(
     infos: ParameterInfos,
     restore: checkpoints.RestoreCheckpointConfig,
-    directory: str,
+    checkpoint: checkpoints.Checkpoint,
 ) -> dict[str, LazyArray]:
   """What a checkpoint offers under the names that the model has.
 
   Args:
     infos: what is known of every parameter.
     restore: the rules: the assignment map, then the transformations.
-    directory: the checkpoint.
+    checkpoint: the checkpoint.
 
   Returns:
     From `target/<path>`, `state/step`, `state/param_states/<path>/<slot>` and
@@ -72,7 +72,7 @@ def restorable(
     ValueError: if a rule leads nowhere.
   """
   arrays = optimizer_slots.with_t5x_names(
-      with_stacked_layers(checkpoints.open_checkpoint(directory), infos))
+      with_stacked_layers(checkpoint.arrays, infos))
   wanted = train_state_lib.nested({
       **{f'target/{path}': info for path, info in infos.items()},
       **{f'state/param_states/{path}/{slot}': info

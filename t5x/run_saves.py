@@ -12,6 +12,7 @@ For a prompt that is kilobytes; when everything is trainable it is the model.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -191,23 +192,27 @@ def make_checkpointer(
   return make(directory, keep=config.keep, dtype=config.dtype, **options)
 
 
-def read_record(directory: str) -> RunRecord:
-  """The record of one of our own saves.
+class Save(checkpoint_folders.Checkpoint):
+  """One of our own saves."""
 
-  Raises:
-    CheckpointError: if it is none of ours, or damaged.
-  """
-  try:
-    manifest.verify(epath.Path(directory))
-    return RunRecord.from_json(
-        (epath.Path(directory) / checkpoint_folders.RECORD).read_text())
-  except (OSError, ValueError, TypeError, KeyError) as error:
-    raise CheckpointError(
-        f'{directory} cannot be resumed from: {error}') from error
+  @functools.cached_property
+  def record(self) -> RunRecord:
+    """What it says of its run.
+
+    Raises:
+      CheckpointError: if it is none of ours, or damaged.
+    """
+    try:
+      _ = self.arrays  # Opening compares the record with its sum.
+      return RunRecord.from_json((
+          epath.Path(self.directory) / checkpoint_folders.RECORD).read_text())
+    except (OSError, ValueError, TypeError, KeyError) as error:
+      raise CheckpointError(
+          f'{self.directory} cannot be resumed from: {error}') from error
 
 
 def restore_run(
-    directory: str,
+    save: Save,
     template: TrainState,
     state_transformation_fns: Sequence[
         checkpoint_configs.RestoreStateTransformationFn] = (),
@@ -215,7 +220,7 @@ def restore_run(
   """The state saved in one of our own saves.
 
   Args:
-    directory: `checkpoint_<step>`.
+    save: the save.
     template: a state of this run or its template: gives names, shapes, dtypes
       and placement.
     state_transformation_fns: see `RestoreCheckpointConfig`; told that the run
@@ -228,13 +233,13 @@ def restore_run(
     CheckpointError: if the save does not hold what this run trains.
   """
   arrays = state_utils.transformed(
-      checkpoint_folders.open_checkpoint(directory), _state_dict(template),
+      save.arrays, _state_dict(template),
       state_transformation_fns, is_resuming=True)
   targets = {name.removeprefix('target/') for name in arrays
              if name.startswith('target/')}
   if different := sorted(targets ^ template.trainable.keys()):
     raise CheckpointError(
-        f'{directory} holds other trainable parameters than this run: '
+        f'{save.directory} holds other trainable parameters than this run: '
         f'{different[0]} is only in one of them. Use another MODEL_DIR, or the '
         'PROMPT_REGEX that the run was started with.')
 
@@ -243,7 +248,7 @@ def restore_run(
     if array is None or array.shape != like.shape:
       found = 'nothing' if array is None else list(array.shape)
       raise CheckpointError(
-          f'{directory}: {name} is {found}, but this run has '
+          f'{save.directory}: {name} is {found}, but this run has '
           f'{list(like.shape)}. Use another MODEL_DIR, or the configuration '
           'that the run was started with.')
     return array.put(like.sharding, like.dtype)

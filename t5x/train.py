@@ -6,6 +6,7 @@
 from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import dataclasses
+import functools
 import gc
 from typing import Any
 
@@ -150,9 +151,8 @@ def train(
       train_dataset_cfg.batch_size).batch_size
   initialization.require_same_batches(origin, batch_size)
   init_key, dropout_key = origin.keys(extra.use_hardware_rng)
-  infos = train_state_lib.describe(
-      lambda key: model.get_initial_variables(key, shapes),
-      model.optimizer_def)
+  init_fn = functools.partial(model.get_initial_variables, input_shapes=shapes)
+  infos = train_state_lib.describe(init_fn, model.optimizer_def)
   trainer = trainer_cls(
       model=model, partitioner=partitioner, first_step=origin.first_step,
       base_key=dropout_key,
@@ -179,7 +179,7 @@ def train(
   batches = datasets.prefetch(
       datasets.numpy_batches(dataset, had), partitioner.global_batch)
   start = initialization.start(
-      origin, trainer=trainer, input_shapes=shapes, restore=restore,
+      origin, trainer=trainer, infos=infos, init_fn=init_fn, restore=restore,
       init_key=init_key)
 
   # Between steps: evaluate, save, report.

@@ -29,6 +29,7 @@ from prompt_tuning.train import prompts as train_prompts
 import pytest
 from t5x import adafactor
 from t5x import decoding
+from t5x import initialization
 from t5x import metrics as metrics_lib
 from t5x import models
 from t5x import optimizers
@@ -141,14 +142,27 @@ class Tiny:
         model, partitioner, first_step=first_step,
         base_key=jax.random.key(seed + 1),
         learning_rate_fn=lambda step: jnp.float32(0.3), **trainer)
-    def init(key):
-      return model.get_initial_variables(key, self.SHAPES)
-    infos = train_state.describe(init, model.optimizer_def)
+    infos = self.infos(model)
     placement = train_state.shardings(infos, partitioner)
     template = train_state.template(infos, placement, made.optimizer)
     values = jax.device_put(self.values(infos, seed), placement)
     return made, train_state.create(
         first_step, values, template, made.optimizer)
+
+  def begin(self, origin, trainer, restore):
+    """Where a run starts, as `train` makes it."""
+    return initialization.start(
+        origin, trainer=trainer, infos=self.infos(trainer.model),
+        init_fn=self.init_fn(trainer.model), restore=restore,
+        init_key=origin.keys()[0])
+
+  def init_fn(self, model):
+    """From a key to the variables of a model."""
+    return lambda key: model.get_initial_variables(key, self.SHAPES)
+
+  def infos(self, model):
+    """What is known of every parameter."""
+    return train_state.describe(self.init_fn(model), model.optimizer_def)
 
   def steps(self, trainer, state, count, seed=0):
     """The state after some steps, and the metrics of each."""

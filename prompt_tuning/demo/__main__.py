@@ -133,9 +133,9 @@ class Demo:
     done = self.run(f'target: {task.name}, {start}, seed {seed}', command(
         self.output / f'target_{slug}_{seed}', task.name, arguments,
         steps=steps, eval_period=max(steps // 8, 1), seed=seed))
-    first = int(checkpoints.read_record(checkpoints.get_checkpoint_dir(
+    first = checkpoints.Save(checkpoints.get_checkpoint_dir(
         str(done.model_dir),
-        checkpoints.latest_step(str(done.model_dir)) or 0)).first_step)
+        checkpoints.latest_step(str(done.model_dir)) or 0)).record.first_step
     curve = report.read_curve(
         done.model_dir / 'inference_eval' / f'{task.name}-metrics.jsonl',
         'accuracy', first)

@@ -34,14 +34,15 @@ def whole_checkpoint(
   Raises:
     CheckpointError: if one of them cannot be read.
   """
-  arrays = optimizer_slots.with_t5x_names(checkpoints.open_checkpoint(source))
+  save = checkpoints.Save(source)
   if base is None and checkpoint_folders.is_run_save(source):
-    record = checkpoints.read_record(source).base
+    record = save.record.base
     base = None if record is None else record.path
     if record is not None and base is None:
       raise checkpoints.CheckpointError(
           f'{source} stands on a frozen model that was initialised, not read; '
           'it cannot be completed.')
+  arrays = optimizer_slots.with_t5x_names(save.arrays)
   return arrays if base is None else _parameters(base) | arrays
 
 

@@ -40,8 +40,8 @@ def test_a_save_is_restored_bit_for_bit_where_it_was(run, tmp_path):
       step=run.step * 0,
       trainable=jax.tree.map(jnp.zeros_like, run.trainable),
       opt_state=jax.tree.map(jnp.zeros_like, run.opt_state))
-  assert _equal(checkpoints.restore_run(folder, fresh), run)
-  assert checkpoints.read_record(folder) == RECORD
+  assert _equal(checkpoints.restore_run(checkpoints.Save(folder), fresh), run)
+  assert checkpoints.Save(folder).record == RECORD
 
 
 def test_a_prompt_run_saves_kilobytes(run, tmp_path):
@@ -81,8 +81,9 @@ def test_a_pinned_save_is_resumed_from(run, tmp_path):
   checkpoints.Checkpointer(str(tmp_path)).save(run, RECORD)
   folder = tmp_path / 'checkpoint_2'
   (folder / 'PINNED').touch()
-  assert checkpoints.read_record(str(folder)) == RECORD
-  assert _equal(checkpoints.restore_run(str(folder), run), run)
+  save = checkpoints.Save(str(folder))
+  assert save.record == RECORD
+  assert _equal(checkpoints.restore_run(save, run), run)
 
 
 def test_step_zero_counts_as_a_save(run, tmp_path):
@@ -150,9 +151,9 @@ def test_no_damage_is_loaded_silently(run, tmp_path, damage):
     # A changed name in the manifest is reported under the name it now has.
     named = '.' if damage is _flip_a_bit else damaged.name
     with pytest.raises(checkpoints.CheckpointError, match=named):
-      checkpoints.restore_run(str(copy), run)
+      checkpoints.restore_run(checkpoints.Save(str(copy)), run)
     with pytest.raises(checkpoints.CheckpointError, match=named):
-      checkpoints.read_record(str(copy))
+      _ = checkpoints.Save(str(copy)).record
     shutil.rmtree(copy)
 
 
@@ -161,11 +162,11 @@ def test_another_runs_save_is_refused(run, tiny, tmp_path):
   folder = str(tmp_path / 'checkpoint_2')
   _, longer = tiny.start(tiny.model(PROMPT, prompt_length=5))
   with pytest.raises(checkpoints.CheckpointError, match=r'\[3, 8\].*\[5, 8\]'):
-    checkpoints.restore_run(folder, longer)
+    checkpoints.restore_run(checkpoints.Save(folder), longer)
   _, other = tiny.start(tiny.model(
       PROMPT, '.*relpos_bias.*', prompt_length=3))
   with pytest.raises(checkpoints.CheckpointError, match='PROMPT_REGEX'):
-    checkpoints.restore_run(folder, other)
+    checkpoints.restore_run(checkpoints.Save(folder), other)
 
 
 _FULL_DISK = """
@@ -194,11 +195,12 @@ else:
   raise AssertionError('the save should have failed')
 resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 assert checkpoints.all_steps({folder!r}) == [1]
-restored = checkpoints.restore_run({folder!r} + '/checkpoint_1', state(0))
-assert (restored.trainable['a/b'] == state(1).trainable['a/b']).all()
+def restored(step):
+  save = checkpoints.Save({folder!r} + f'/checkpoint_{{step}}')
+  return checkpoints.restore_run(save, state(0))
+assert (restored(1).trainable['a/b'] == state(1).trainable['a/b']).all()
 saver.save(state(3), record)
-restored = checkpoints.restore_run({folder!r} + '/checkpoint_3', state(0))
-assert (restored.trainable['a/b'] == state(3).trainable['a/b']).all()
+assert (restored(3).trainable['a/b'] == state(3).trainable['a/b']).all()
 """
 
 

@@ -1,4 +1,6 @@
+import collections
 import dataclasses
+import sys
 
 from flax import serialization
 import jax
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 from t5x import checkpoints
 from t5x import initialization
+from t5x import inspection
 from t5x import partitioning
 from t5x import train_state
 
@@ -32,10 +35,7 @@ def _restore(path, **options):
 def _start(tiny, model, restore, model_dir='/nowhere', seed=0, **trainer):
   origin = initialization.find_origin(str(model_dir), restore, seed)
   made, _ = tiny.start(model, first_step=origin.first_step, **trainer)
-  init_key, _ = origin.keys()
-  return made, initialization.start(
-      origin, trainer=made, input_shapes=tiny.SHAPES, restore=restore,
-      init_key=init_key)
+  return made, tiny.begin(origin, made, restore)
 
 
 def test_frozen_weights_come_from_the_checkpoint(tiny, base):
@@ -49,6 +49,45 @@ def test_frozen_weights_come_from_the_checkpoint(tiny, base):
   assert list(start.state.trainable) == ['encoder/prompt/prompt/prompt']
   assert int(start.state.step) == 12 == start.record.first_step
   assert start.record.base.path == path
+
+
+def test_a_checkpoint_is_hashed_once(tiny, base, tmp_path):
+  path, _ = base
+  restore = _restore(
+      path, assignment_map=LEAVE_PROMPT, fallback_to_scratch=True)
+  model = tiny.model(PROMPT, prompt_length=3)
+
+  def begin():
+    origin = initialization.find_origin(str(tmp_path), restore, 0)
+    inspection.require_fitting_checkpoint(
+        origin.initial_checkpoint, restore, tiny.infos(model))
+    made, _ = tiny.start(model, first_step=origin.first_step)
+    return tiny.begin(origin, made, restore)
+
+  start, opened = _opened(begin)
+  assert {opened[name] for name in opened if f'{path}/' in name} == {1}
+  checkpoints.Checkpointer(str(tmp_path)).save(start.state, start.record)
+  _, opened = _opened(begin)
+  save = str(tmp_path / 'checkpoint_12')
+  for folder in (path, save):
+    values = {opened[name] for name in opened if f'{folder}/state/' in name}
+    assert values == {1}, folder
+
+
+def _opened(function):
+  """What a function returns, and how often Python opened each file in it."""
+  opened = collections.Counter()
+  listening = True
+
+  def note(event, arguments):
+    if listening and event == 'open':
+      opened[str(arguments[0])] += 1
+
+  sys.addaudithook(note)
+  try:
+    return function(), opened
+  finally:
+    listening = False
 
 
 def test_frozen_weights_come_from_the_published_checkpoint(tiny, shared_data):
@@ -164,7 +203,7 @@ LAST_STEPS = [
 
 @pytest.mark.parametrize('total,relative,saved,expected', LAST_STEPS)
 def test_last_step(total, relative, saved, expected):
-  save = None if saved is None else initialization.Save('/run', RECORD)
+  save = None if saved is None else checkpoints.Save('/run')
   origin = initialization.Origin(
       seed=0, first_step=12, last_save=save, step=saved or 12)
   if isinstance(expected, int):
@@ -186,10 +225,11 @@ def test_a_resumed_run_keeps_the_dtype_that_was_restored_to(
     np.testing.assert_array_equal(again.state.trainable[name], value)
 
 
-def test_other_batches_are_refused():
-  record = dataclasses.replace(RECORD, batch_size=32)
-  origin = initialization.Origin(
-      0, 0, initialization.Save('/run', record), step=5)
+def test_other_batches_are_refused(tiny, tmp_path):
+  _, state = tiny.start(tiny.model(PROMPT, prompt_length=3))
+  checkpoints.Checkpointer(str(tmp_path)).save(
+      state, dataclasses.replace(RECORD, batch_size=32))
+  origin = initialization.find_origin(str(tmp_path), None, None)
   initialization.require_same_batches(origin, 32)
   with pytest.raises(checkpoints.CheckpointError, match='32 rows.* is 64'):
     initialization.require_same_batches(origin, 64)

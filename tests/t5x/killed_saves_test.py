@@ -32,8 +32,9 @@ last = checkpoints.latest_step(folder)
 now = begin
 if last is not None:
   directory = checkpoints.get_checkpoint_dir(folder, last)
-  checkpoints.read_record(directory)
-  now = checkpoints.restore_run(directory, begin)
+  save = checkpoints.Save(directory)
+  save.record
+  now = checkpoints.restore_run(save, begin)
 seen = 0
 def count(event, arguments):
   global seen

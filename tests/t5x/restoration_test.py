@@ -56,9 +56,7 @@ def write(folder, arrays):
 def start(tiny, model, restore, model_dir='/nowhere'):
   origin = initialization.find_origin(str(model_dir), restore, 0)
   trainer, _ = tiny.start(model, first_step=origin.first_step)
-  return trainer, initialization.start(
-      origin, trainer=trainer, input_shapes=tiny.SHAPES, restore=restore,
-      init_key=origin.keys()[0])
+  return trainer, tiny.begin(origin, trainer, restore)
 
 
 def restore_of(path, **options):
@@ -208,8 +206,8 @@ def test_saves_are_transformed_and_restored_back(tiny, trained, tmp_path):
   assert f'target/{KERNEL.replace("encoder", "ENCODER")}' in (
       checkpoints.open_checkpoint(folder))
   with pytest.raises(checkpoints.CheckpointError, match='other trainable'):
-    checkpoints.restore_run(folder, trained)
-  again = checkpoints.restore_run(folder, trained, [whisper])
+    checkpoints.restore_run(checkpoints.Save(folder), trained)
+  again = checkpoints.restore_run(checkpoints.Save(folder), trained, [whisper])
   assert jax.tree.all(jax.tree.map(
       lambda a, b: bool((a == b).all()), again, trained))
 
