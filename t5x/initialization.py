@@ -43,6 +43,11 @@ class Origin:
   initial_checkpoint: checkpoints.Checkpoint | None = None
   step: int = 0
 
+  @property
+  def batches(self) -> int:
+    """Batches that the run has taken already."""
+    return self.last_save.record.batches if self.last_save else 0
+
   def keys(self, hardware: bool = False) -> tuple[Array, Array]:
     """Keys of initialisation and of dropout.
 
@@ -234,6 +239,7 @@ def start(
     init_fn: train_state_lib.InitFn,
     restore: checkpoints.RestoreCheckpointConfig | None,
     init_key: Array,
+    batch_size: int | None = None,
 ) -> Start:
   """Builds the state that `origin` decided on.
 
@@ -244,6 +250,7 @@ def start(
     init_fn: from a key to the variables of the model.
     restore: rules for the initial checkpoint.
     init_key: random key of fresh values.
+    batch_size: rows of a batch, to be remembered.
 
   Returns:
     The start.
@@ -286,7 +293,8 @@ def start(
         initial.directory if initial else None, origin.first_step,
         fingerprint.fingerprint(state.frozen))
   if save is None:
-    record = checkpoints.RunRecord(origin.first_step, origin.seed, base=base)
+    record = checkpoints.RunRecord(
+        origin.first_step, origin.seed, batch_size=batch_size, base=base)
     return Start(state, record, begun_with, infos)
   _require_same_base(save, base)
   state = checkpoints.restore_run(save, state, transformations)

@@ -56,6 +56,7 @@ class Hook:
     on_entry: also do it before the first step of this process.
     on_stop: also do it when the process is asked to stop.
     also_at: further absolute steps.
+    timing: name under which rows report the seconds that it took.
   """
 
   run: Callable[[Moment], None]
@@ -64,6 +65,7 @@ class Hook:
   on_entry: bool = False
   on_stop: bool = False
   also_at: Collection[int] = ()
+  timing: str | None = None
 
   def due(self, moment: Moment) -> bool:
     """Whether it is time."""
@@ -153,6 +155,7 @@ class Reporter:
     self.row: dict[str, float] = {}  # The last one that was written.
     self._began = self._opened = time.monotonic()
     self._learning_rate: float | None = None
+    self._seconds: dict[str, float] = {}
     self._change_norm = jax.jit(_change_norm)
 
   def push(
@@ -208,13 +211,14 @@ class Reporter:
     seconds = max(now - self._began, 1e-9)
     row = metrics_lib.compute(metrics_lib.set_time(self._window, seconds))
     del row[trainer_lib.NONFINITE]
-    row |= _timing(row, seconds, now - self._opened)
+    row |= _timing(row, seconds, now - self._opened) | self._seconds
     if self._learning_rate is not None:
       row['learning_rate/current'] = self._learning_rate
     if change is not None:
       row['change_norm'] = float(change)
     self._writer.write(step, row)
     self.row, self._window, self._began = row, None, now
+    self._seconds = {}
 
   def window(self) -> dict[str, list[float]]:
     """Sums of the steps since the last row, as plain numbers."""
@@ -224,11 +228,22 @@ class Reporter:
             for name, metric in self._window.items()}
 
   @contextlib.contextmanager
-  def paused(self) -> Iterator[None]:
-    """Within it, time does not count for steps per second."""
+  def paused(self, timing: str | None = None) -> Iterator[None]:
+    """Within it, time does not count for steps per second.
+
+    Args:
+      timing: name under which the next row reports the seconds spent here.
+    """
     before = time.monotonic()
     yield
-    self._began += time.monotonic() - before
+    spent = time.monotonic() - before
+    self._began += spent
+    self.add_seconds(timing, spent)
+
+  def add_seconds(self, timing: str | None, seconds: float) -> None:
+    """Has the next row report seconds under a name; None reports none."""
+    if timing is not None:
+      self._seconds[timing] = self._seconds.get(timing, 0.0) + seconds
 
 
 def _continued(
@@ -289,7 +304,7 @@ def _between(
       return moment
     left.remove(hook)
     reporter.drain()
-    with reporter.paused():
+    with reporter.paused(hook.timing):
       hook.run(moment)
 
 
@@ -325,6 +340,13 @@ def run(
     if moment.finished or moment.stopping:
       reporter.drain()
       return step, state
-    state, metrics = trainer.train(state, next(batches))
+    if entry:
+      with reporter.paused('timing/train_iter_warmup'):
+        batch = next(batches)
+      with reporter.paused('timing/compilation_seconds'):
+        trainer.compile_train(state, batch)
+    else:
+      batch = next(batches)
+    state, metrics = trainer.train(state, batch)
     step, entry = step + 1, False
     reporter.push(step, metrics, state)

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import gc
+import time
 from typing import Any
 
 import jax
@@ -162,8 +163,7 @@ def train(
       _with_seed(config, origin.seed) for config in (
           train_dataset_cfg, train_eval_dataset_cfg, infer_eval_dataset_cfg))
   _require_usable(extra, trainer, train_data, (train_eval, infer_eval))
-  begins = origin.last_save is None
-  if begins:
+  if begins := origin.last_save is None:
     inspection.require_fitting_checkpoint(
         origin.initial_checkpoint, restore, infos)
   if extra.dry_run:
@@ -171,32 +171,35 @@ def train(
         trainer, infos, train_data, shapes, (origin.step, total_steps)))
     return origin.step, None
   # Every process reads all rows, so that they do not depend on processes.
-  dataset = extra.get_dataset_fn(
-      train_data, 0, 1,
-      datasets.feature_converter_cls(model.FEATURE_CONVERTER_CLS))
+  converter_cls = datasets.feature_converter_cls(model.FEATURE_CONVERTER_CLS)
+  dataset = extra.get_dataset_fn(train_data, 0, 1, converter_cls)
   notes = _notes(extra, train_data, infos) if begins else []
-  had = origin.last_save.record.batches if origin.last_save else 0
   batches = datasets.prefetch(
-      datasets.numpy_batches(dataset, had), partitioner.global_batch)
+      datasets.numpy_batches(dataset, origin.batches),
+      partitioner.global_batch)
+  started = time.monotonic()
   start = initialization.start(
       origin, trainer=trainer, infos=infos, init_fn=init_fn, restore=restore,
-      init_key=init_key)
+      init_key=init_key, batch_size=batch_size)
+  seconds = time.monotonic() - started
 
   # Between steps: evaluate, save, report.
   folder = metric_writers.RunFolder(
       model_dir, terminal, silent=jax.process_index() != 0,
-      resume_step=origin.step - int(begins))
+      resume_step=origin.step - begins)
   _write_summaries(folder, start, trainer, summarize_config_fn, notes)
   stats_period = extra.stats_period or _shorter(eval_period, save, extra)
   reporter = loop.Reporter(
       folder.writers('train', terminal), period=stats_period,
       first_step=origin.first_step, initial=start.initial,
       window=start.record.window, model_dir=model_dir)
+  reporter.add_seconds('timing/init_or_restore_seconds', seconds)
   stop = loop.Stop()
   watch = _Watch(extra.actions, stop, folder)
   hooks = [
       loop.Hook(watch.after(mode, evaluate), eval_period, origin.first_step,
-                on_entry=extra.run_eval_before_training and begins)
+                on_entry=extra.run_eval_before_training and begins,
+                timing='timing/evaluate_seconds')
       for mode, evaluate in _evaluations(
           trainer, train_eval, infer_eval, folder, eval_steps=eval_steps,
           make_datasets=extra.train_eval_get_dataset_fn,
@@ -207,8 +210,7 @@ def train(
         watch.after(_TRAIN, lambda moment: {'train': reporter.row}),
         stats_period, origin.first_step))
   if save is not None and (save.period or save.checkpoint_steps):
-    record = dataclasses.replace(start.record, batch_size=batch_size)
-    hooks.append(_save_hook(save, record, origin.step, reporter, model_dir))
+    hooks.append(_save_hook(save, start, reporter, model_dir))
   if extra.gc_period:
     hooks.append(loop.Hook(_collect, extra.gc_period, origin.first_step))
   with stop.listening(), contextlib.closing(folder), _garbage(extra.gc_period):
@@ -381,24 +383,24 @@ def _evaluations(
 
 def _save_hook(
     save: checkpoints.SaveCheckpointConfig,
-    record: checkpoints.RunRecord,
-    step: int,
+    start: initialization.Start,
     reporter: loop.Reporter,
     model_dir: str,
 ) -> loop.Hook:
   """Saves the run with all that a resumed one must know."""
   checkpointer = checkpoints.make_checkpointer(save, model_dir)
-  first_step = record.first_step
+  first_step = start.record.first_step
 
   def run(moment: loop.Moment) -> None:
     checkpointer.save(moment.state, dataclasses.replace(
-        record, batches=moment.step - first_step,
+        start.record, batches=moment.step - first_step,
         window=reporter.window()))
 
   return loop.Hook(
       run, save.period or 0, first_step,
-      on_entry=step == first_step, on_stop=True,
-      also_at=save.checkpoint_steps or ())
+      on_entry=int(start.state.step) == first_step, on_stop=True,
+      also_at=save.checkpoint_steps or (),
+      timing='timing/checkpoint_seconds')
 
 
 if __name__ == '__main__':
