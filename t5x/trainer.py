@@ -13,6 +13,7 @@ from t5x import models
 from t5x import optimizers
 from t5x import partitioning
 from t5x import train_state as train_state_lib
+from t5x import weight_metrics
 
 Batch = Mapping[str, Array]
 Metrics = metrics_lib.Metrics
@@ -24,6 +25,7 @@ ActionMode = actions.ActionMode
 BaseAction = actions.BaseAction
 EarlyStoppingAction = actions.EarlyStoppingAction
 TerminateOnNanAction = actions.TerminateOnNanAction
+WeightMetricsComputer = weight_metrics.WeightMetricsComputer
 
 # Counts steps whose loss or gradient was not finite; see `train_step`.
 NONFINITE = 'nonfinite_steps'
@@ -102,6 +104,7 @@ def train_step(
     learning_rate_fn: optimizers.LearningRateCallable,
     base_key: Array,
     num_microbatches: int = 1,
+    weight_metrics_computer: WeightMetricsComputer | None = None,
 ) -> tuple[TrainState, Metrics]:
   """One step: a pure function of the state and the batch.
 
@@ -113,6 +116,7 @@ def train_step(
     learning_rate_fn: reported; the optimiser has its own reference to it.
     base_key: the step's dropout key is this one folded with the step.
     num_microbatches: see `accumulate_gradients`.
+    weight_metrics_computer: adds metrics of every trainable parameter.
 
   Returns:
     The state after the step and the metrics of the batch under the state
@@ -134,6 +138,9 @@ def train_step(
       'learning_rate': per_step(total=learning_rate_fn(state.step)),
       NONFINITE: metrics_lib.Sum(1.0 - finite.astype(jnp.float32)),
   }
+  if weight_metrics_computer is not None:
+    metrics |= weight_metrics_computer.compute_metrics(
+        grads, state.trainable, updates)
   state = state.replace(
       step=state.step + 1,
       trainable=optax.apply_updates(state.trainable, updates),
@@ -153,6 +160,7 @@ class Trainer:
       base_key: Array,
       learning_rate_fn: optimizers.LearningRateCallable,
       num_microbatches: int | None = None,
+      weight_metrics_computer: WeightMetricsComputer | None = None,
       axes: Mapping[str, Sequence[str | None]] | None = None,
   ):
     """Nothing is compiled before the first step.
@@ -164,6 +172,7 @@ class Trainer:
       base_key: random key of all dropout.
       learning_rate_fn: from absolute step to rate.
       num_microbatches: see `accumulate_gradients`; None or 0 is one.
+      weight_metrics_computer: see `train_step`.
       axes: logical axes by path, for optimisers with rules about them.
     """
     self.model = model
@@ -179,7 +188,8 @@ class Trainer:
         optimizer=self.optimizer,
         learning_rate_fn=learning_rate_fn,
         base_key=base_key,
-        num_microbatches=self.num_microbatches)
+        num_microbatches=self.num_microbatches,
+        weight_metrics_computer=weight_metrics_computer)
 
     # Frozen parameters are an argument of their own: they are read, never
     # donated and never returned, so no step copies them.

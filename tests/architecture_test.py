@@ -13,9 +13,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 ENGINE = {
     'maths': [
         'compilation_cache', 'keyword_options', 'actions', 'losses', 'metrics',
-        'batch_metrics', 'decoding_state', 'sampling', 'beam_search',
-        'decoding', 'optimizers', 'adafactor', 'schedules', 'partitioning',
-        'fingerprint', 'manifest', 'state_utils', 'published_sizes'],
+        'batch_metrics', 'weight_metrics', 'decoding_state', 'sampling',
+        'beam_search', 'decoding', 'optimizers', 'adafactor', 'schedules',
+        'partitioning', 'fingerprint', 'manifest', 'state_utils',
+        'published_sizes'],
     'model': [
         'examples.t5.config', 'examples.t5.sequence', 'examples.t5.attention',
         'examples.t5.layers', 'examples.t5.network',

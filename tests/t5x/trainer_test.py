@@ -91,6 +91,35 @@ def test_gradient_norm_and_finite_flag_are_reported(tiny):
   assert row['learning_rate'] == pytest.approx(0.3)
 
 
+def test_weight_metrics_are_of_what_is_trained(tiny):
+  path, count = 'encoder/prompt/prompt/prompt', 2
+  trainer, state = tiny.start(
+      tiny.model(PROMPT, prompt_length=3),
+      weight_metrics_computer=trainer_lib.WeightMetricsComputer())
+  values = [_values(state.trainable)[path].astype(np.float64)]
+  rows = []
+  for seed in range(count):
+    state, (row,) = tiny.steps(trainer, state, 1, seed)
+    rows.append(row)
+    values.append(_values(state.trainable)[path].astype(np.float64))
+
+  def rms(x):
+    return np.sqrt(np.mean(x ** 2))
+
+  for row, before, after in zip(rows, values, values[1:], strict=False):
+    found = {name: row[name] for name in row if name.startswith('weight_')}
+    size = np.sqrt(before.size)
+    assert found == pytest.approx({
+        'weight_gradient_norm': row['gradient_norm'],
+        f'weight_gradient_rms/{path}': row['gradient_norm'] / size,
+        f'weight_rms/{path}': rms(before),
+        f'weight_max/{path}': np.abs(before).max(),
+        f'weight_update_rms/{path}': rms(after - before),
+        f'weight_update_divided_by_weight_rms/{path}':
+            rms(after - before) / rms(before),
+    }, rel=1e-4)
+
+
 def test_a_loss_that_is_not_finite_is_flagged(tiny):
   trainer, state = tiny.start(tiny.model(PROMPT, prompt_length=3))
   path = 'decoder/logits_dense/kernel'
