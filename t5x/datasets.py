@@ -10,6 +10,7 @@ from concurrent import futures
 import contextlib
 import dataclasses
 import difflib
+import functools
 import importlib
 import inspect
 import logging
@@ -225,7 +226,7 @@ def get_training_eval_datasets(
     config: DatasetConfig,
     shard_id: int,
     num_shards: int,
-    eval_steps: int,
+    eval_steps: int | None,
     feature_converter_cls: FeatureConverterCls,
     deterministic: bool = False,
     model_dir: str | None = None,
@@ -237,15 +238,17 @@ def get_training_eval_datasets(
     config: what to read.
     shard_id: which share of each batch.
     num_shards: into how many a batch is cut.
-    eval_steps: batches per evaluation; short sets are repeated.
+    eval_steps: batches per evaluation; short sets are repeated. None takes
+      every example once, and fills the last batch with rows of zeros, which
+      weigh nothing.
     feature_converter_cls: called with `pack`, makes model features.
     deterministic: must be False; T5X never published what it stands for.
     model_dir: for functions of your own in the place of this one.
     start_step: likewise.
 
   Returns:
-    From task name to `eval_steps` batches, for tasks that have the split; a
-    mixture of several adds itself.
+    From task name to batches, for tasks that have the split; a mixture of
+    several adds itself.
 
   Raises:
     DatasetError: if no task has the split.
@@ -269,11 +272,27 @@ def get_training_eval_datasets(
         config, mixture_or_task_name=part, batch_size=num_shards)
     rows = get_dataset(
         single, 0, 1, feature_converter_cls, num_epochs=1).unbatch()
-    batches = (rows.repeat().shard(num_shards, shard_id)
-               .batch(config.batch_size // num_shards, drop_remainder=True)
-               .take(eval_steps))
+    batch_size = config.batch_size // num_shards
+    if eval_steps is None:
+      batches = rows.shard(num_shards, shard_id).batch(batch_size).map(
+          functools.partial(_filled, batch_size=batch_size))
+    else:
+      batches = (rows.repeat().shard(num_shards, shard_id)
+                 .batch(batch_size, drop_remainder=True).take(eval_steps))
     datasets[name] = batches.cache() if config.use_memory_cache else batches
   return datasets
+
+
+def _filled(
+    batch: Mapping[str, tf.Tensor], batch_size: int) -> dict[str, tf.Tensor]:
+  """A batch with rows of zeros up to a size."""
+  filled = {}
+  for name, rows in batch.items():
+    missing = batch_size - tf.shape(rows)[0]
+    filled[name] = tf.ensure_shape(
+        tf.pad(rows, [[0, missing]] + [[0, 0]] * (len(rows.shape) - 1)),
+        [batch_size, *rows.shape[1:]])
+  return filled
 
 
 def model_feature_shapes(

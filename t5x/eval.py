@@ -9,16 +9,20 @@ from typing import Any
 
 from etils import epath
 import jax
+import optax
 from t5x import checkpoints
 from t5x import datasets
 from t5x import evaluation
 from t5x import explain
 from t5x import inference_state
+from t5x import initialization
+from t5x import loop
 from t5x import metric_writers
 from t5x import model_info
 from t5x import models
 from t5x import partitioning
 from t5x import program
+from t5x import trainer as trainer_lib
 
 
 def evaluate(
@@ -29,13 +33,17 @@ def evaluate(
     partitioner: partitioning.PjitPartitioner,
     output_dir: str,
     inference_evaluator_cls: Callable[..., Any] = datasets.Evaluator,
+    training_evaluator_cls: Callable[..., trainer_lib.Trainer] | None = None,
+    train_eval_get_dataset_fn: Callable[..., Any] = (
+        datasets.get_training_eval_datasets),
+    train_state_initializer_cls: None = None,
     summarize_config_fn: Callable[..., None] | None = None,
     fallback_init_rng: int | None = None,
     base_checkpoint_path: str | None = None,
     use_orbax: bool = True,
     dry_run: bool = False,
 ) -> dict[str, dict[str, Any]]:
-  """Computes SeqIO's metrics of checkpoints.
+  """Computes SeqIO's metrics of checkpoints, and the training metrics.
 
   With the restore mode 'all', what has been evaluated is noted in
   `eval.<mixture>.ckpt` and not evaluated again.
@@ -47,6 +55,11 @@ def evaluate(
     partitioner: the mesh.
     output_dir: where configuration, metrics and predictions are written.
     inference_evaluator_cls: a `seqio.Evaluator`.
+    training_evaluator_cls: a `trainer.Trainer`, which also computes the
+      training metrics, without dropout, over every example; None does not.
+    train_eval_get_dataset_fn: makes its data.
+    train_state_initializer_cls: must be None: how a state begins is not
+      configurable.
     summarize_config_fn: called with the folder, None (T5X's summary writer)
       and the step, to write the configuration.
     fallback_init_rng: seed of parameters that are not in the checkpoint.
@@ -57,12 +70,15 @@ def evaluate(
 
   Returns:
     From task name to metrics, of the last checkpoint that was evaluated; empty
-    if there was none left.
+    if there was none left. The metrics are SeqIO's if the task has any, else
+    the training metrics.
 
   Raises:
     ValueError: for a configuration that cannot be evaluated.
   """
   del use_orbax
+  initialization.require_no_initializer(
+      train_state_initializer_cls, 'evaluate')
   if dry_run:
     metric_writers.Terminal(0, 0).say(
         explain.inference(model, partitioner, dataset_cfg))
@@ -71,21 +87,21 @@ def evaluate(
   done = _Done(output_dir, dataset_cfg)
   if restore_checkpoint_cfg.mode == 'all':
     directories = [d for d in directories if d not in done.read()]
-  converter = datasets.feature_converter(model.FEATURE_CONVERTER_CLS)
   datasets.verify_matching_vocabs(
       dataset_cfg, model.input_vocabulary, model.output_vocabulary)
-  runner = evaluation.InferenceRunner(
-      model, partitioner, dataset_cfg.batch_size)
   restorer = inference_state.Restorer(
       model, partitioner, restore_checkpoint_cfg,
-      datasets.some_feature_shapes(converter), seed=fallback_init_rng,
-      base_checkpoint_path=base_checkpoint_path)
+      datasets.some_feature_shapes(
+          datasets.feature_converter(model.FEATURE_CONVERTER_CLS)),
+      seed=fallback_init_rng, base_checkpoint_path=base_checkpoint_path)
   terminal = metric_writers.Terminal(0, 0)
   folder = metric_writers.RunFolder(
       output_dir, terminal, silent=jax.process_index() != 0)
-  evaluate_task = evaluation.InferenceEvaluation(
-      _evaluator(dataset_cfg, inference_evaluator_cls, converter,
-                 f'{output_dir}/inference_eval'), runner, folder)
+  evaluations = _evaluations(
+      model, partitioner, dataset_cfg, folder,
+      inference_evaluator_cls=inference_evaluator_cls,
+      training_evaluator_cls=training_evaluator_cls,
+      get_dataset_fn=train_eval_get_dataset_fn)
   results: dict[str, dict[str, Any]] = {}
   for directory in directories:
     state = restorer.state(directory)
@@ -97,7 +113,9 @@ def evaluate(
         summarize_config_fn(output_dir, None, step)
     if restore_checkpoint_cfg.mode == 'all':
       folder.drop_step('inference_eval/*-metrics.jsonl', step)
-    results = evaluate_task.report(step, state)
+      folder.drop_step('training_eval/*/metrics.jsonl', step)
+    for evaluate_tasks in evaluations:
+      results = evaluate_tasks(loop.Moment(step, state))
     if jax.process_index() == 0:
       done.add(directory)
   if not directories:
@@ -105,20 +123,35 @@ def evaluate(
   return results
 
 
-def _evaluator(
+def _evaluations(
+    model: models.BaseModel,
+    partitioner: partitioning.PjitPartitioner,
     config: datasets.DatasetConfig,
-    evaluator_cls: Callable[..., Any],
-    converter: Any,
-    log_dir: str,
-) -> Any:
-  """A SeqIO evaluator with something to evaluate."""
-  evaluator = datasets.make_evaluator(
-      config, evaluator_cls, converter, log_dir)
-  if evaluator is None:
+    folder: metric_writers.RunFolder,
+    *,
+    inference_evaluator_cls: Callable[..., Any],
+    training_evaluator_cls: Callable[..., trainer_lib.Trainer] | None,
+    get_dataset_fn: Callable[..., Any],
+) -> list[Callable[[loop.Moment], dict[str, dict[str, Any]]]]:
+  """What is computed of every checkpoint, SeqIO's metrics last."""
+  found: list[Callable[[loop.Moment], dict[str, dict[str, Any]]]] = []
+  if training_evaluator_cls is not None:
+    trainer = training_evaluator_cls(
+        model=model, partitioner=partitioner, first_step=0,
+        base_key=jax.random.key(0),  # It never trains.
+        learning_rate_fn=optax.constant_schedule(0.0))
+    found.append(evaluation.training_evaluation(
+        trainer, config, folder, eval_steps=None,
+        get_dataset_fn=get_dataset_fn))
+  inference = evaluation.inference_evaluation(
+      model, partitioner, config, inference_evaluator_cls, folder)
+  if inference is not None:
+    found.append(inference)
+  if not found:
     raise datasets.DatasetError(
         f'{config.mixture_or_task_name!r} has no metrics on the split '
         f'{config.split!r}; there is nothing to evaluate.')
-  return evaluator
+  return found
 
 
 class _Done:

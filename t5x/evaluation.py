@@ -1,6 +1,6 @@
 """Evaluation during and after training, on a mesh."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import functools
 import hashlib
 from typing import Any
@@ -73,6 +73,32 @@ class TrainingEvaluation:
                 f'accuracy {row["accuracy"]:.4g}')
       rows[name] = row
     return rows
+
+
+def training_evaluation(
+    trainer: trainer_lib.Trainer,
+    config: datasets.DatasetConfig,
+    folder: metric_writers.RunFolder,
+    *,
+    eval_steps: int | None,
+    get_dataset_fn: Callable[..., Any],
+) -> TrainingEvaluation:
+  """The training metrics on the data of a configuration.
+
+  Args:
+    trainer: computes them.
+    config: what to read.
+    folder: where figures go.
+    eval_steps: see `datasets.get_training_eval_datasets`.
+    get_dataset_fn: that function, or one like it.
+
+  Returns:
+    The hook.
+  """
+  # Every process reads all rows, so that they do not depend on processes.
+  return TrainingEvaluation(trainer, get_dataset_fn(
+      config, 0, 1, eval_steps, datasets.feature_converter_cls(
+          trainer.model.FEATURE_CONVERTER_CLS)), folder)
 
 
 class InferenceRunner:
@@ -217,20 +243,11 @@ class InferenceEvaluation:
     folder.drop_rows('inference_eval/*-metrics.jsonl')
 
   def __call__(self, moment: loop.Moment) -> dict[str, dict[str, Any]]:
-    """Evaluates every task."""
-    return self.report(moment.step, moment.state)
+    """Evaluates every task, says what came out and returns it.
 
-  def report(self, step: int, state: TrainState) -> dict[str, dict[str, Any]]:
-    """Evaluates every task and says what came out.
-
-    Args:
-      step: absolute step.
-      state: gives the parameters.
-
-    Returns:
-      From task name to metrics; empty on all processes but the first.
+    Only the first process knows; the others return nothing.
     """
-    run = self._runner
+    run, step, state = self._runner, moment.step, moment.state
     future, _ = self._evaluator.evaluate(
         compute_metrics=jax.process_index() == 0,
         step=step,
@@ -244,3 +261,30 @@ class InferenceEvaluation:
           if isinstance(value, int | float))
       self._say(f'step {step:,}  {task}: {figures}')
     return results
+
+
+def inference_evaluation(
+    model: models.BaseModel,
+    partitioner: partitioning.PjitPartitioner,
+    config: datasets.DatasetConfig,
+    evaluator_cls: Callable[..., Any],
+    folder: metric_writers.RunFolder,
+) -> InferenceEvaluation | None:
+  """SeqIO's metrics on the data of a configuration.
+
+  Args:
+    model: makes predictions and scores.
+    partitioner: gives the mesh.
+    config: what to read.
+    evaluator_cls: a `seqio.Evaluator`.
+    folder: where its loggers write.
+
+  Returns:
+    The hook; None if no task has metrics.
+  """
+  evaluator = datasets.make_evaluator(
+      config, evaluator_cls,
+      datasets.feature_converter(model.FEATURE_CONVERTER_CLS),
+      f'{folder.directory}/inference_eval')
+  return evaluator and InferenceEvaluation(
+      evaluator, InferenceRunner(model, partitioner, config.batch_size), folder)

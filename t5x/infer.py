@@ -21,6 +21,7 @@ from t5x import inference_files
 from t5x import inference_loop
 from t5x import inference_rows
 from t5x import inference_state
+from t5x import initialization
 from t5x import keyword_options
 from t5x import metric_writers
 from t5x import model_info
@@ -96,6 +97,10 @@ class InferOptions:
       decoded with the model's output vocabulary.
     file_extension: of the output.
     keep_aux_as_numpy: give auxiliary values to `write_fn` as numpy arrays.
+    verify_matching_vocabs_fn: called with `dataset_cfg` and the model; None
+      checks nothing.
+    train_state_initializer_cls: must be None: how a state begins is not
+      configurable.
     use_orbax: accepted for T5X's gin files; any layout is read.
     dry_run: resolve the configuration, and write and compute nothing.
   """
@@ -107,8 +112,15 @@ class InferOptions:
   output_vocab_feature_name: str = 'targets'
   file_extension: str = 'jsonl'
   keep_aux_as_numpy: bool = False
+  verify_matching_vocabs_fn: Callable[..., None] | None = (
+      datasets.verify_model_vocabs)
+  train_state_initializer_cls: None = None
   use_orbax: bool = True
   dry_run: bool = False
+
+  def __post_init__(self):
+    initialization.require_no_initializer(
+        self.train_state_initializer_cls, 'infer')
 
 
 @keyword_options.fields_of(InferOptions)
@@ -162,8 +174,8 @@ def infer(
     return []
   directory = _one_checkpoint(restore_checkpoint_cfg)
   converter = datasets.feature_converter(model.FEATURE_CONVERTER_CLS)
-  datasets.verify_matching_vocabs(
-      dataset_cfg, model.input_vocabulary, model.output_vocabulary)
+  if extra.verify_matching_vocabs_fn is not None:
+    extra.verify_matching_vocabs_fn(dataset_cfg, model)
   runner = evaluation.InferenceRunner(
       model, partitioner, dataset_cfg.batch_size)
   configuration = {

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import dataclasses
 import logging
 import re
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -91,6 +92,23 @@ class Origin:
           f'included; set it above {self.step:,}, or set '
           'TRAIN_STEPS_RELATIVE.')
     return total_steps
+
+
+def require_no_initializer(initializer_cls: Any, program: str) -> None:
+  """Fails if a configuration would have a state begin in a way of its own.
+
+  Args:
+    initializer_cls: what T5X calls `train_state_initializer_cls`.
+    program: whose argument it is.
+
+  Raises:
+    ValueError: if it is not None.
+  """
+  if initializer_cls is not None:
+    raise ValueError(
+        f'{program}.train_state_initializer_cls is {initializer_cls!r}; how a '
+        'state begins is not configurable here. Leave it out; to start from '
+        'other values, use utils.RestoreCheckpointConfig.')
 
 
 def require_same_batches(origin: Origin, batch_size: int) -> None:

@@ -65,7 +65,7 @@ class JsonlWriter:
   """One JSON object per line: the step and the numbers."""
 
   def __init__(self, path: str, resume_step: int | None = None):
-    """Opens a file for appending.
+    """Nothing is written yet.
 
     Args:
       path: the file; its folder is made if it is not there.
@@ -74,16 +74,15 @@ class JsonlWriter:
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
     if resume_step is not None:
       drop_rows_after(path, resume_step)
-    self._file = open(path, 'a', encoding='utf-8')  # noqa: SIM115  See close.
+    self._path = path
 
   def write(self, step: int, scalars: Scalars) -> None:
     """See `MetricWriter`."""
-    self._file.write(json.dumps({'step': step, **scalars}) + '\n')
-    self._file.flush()
+    with open(self._path, 'a', encoding='utf-8') as file:
+      file.write(json.dumps({'step': step, **scalars}) + '\n')
 
   def close(self) -> None:
-    """See `MetricWriter`."""
-    self._file.close()
+    """Does nothing: a row is in the file once it is written."""
 
 
 def drop_rows_after(path: str, step: int) -> None:

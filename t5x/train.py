@@ -79,12 +79,8 @@ class TrainOptions:
   dry_run: bool = False
 
   def __post_init__(self):
-    if self.train_state_initializer_cls is not None:
-      raise ValueError(
-          'train.train_state_initializer_cls is '
-          f'{self.train_state_initializer_cls!r}; how a state begins is not '
-          'configurable here. Leave it out; to start from other values, use '
-          'utils.RestoreCheckpointConfig.')
+    initialization.require_no_initializer(
+        self.train_state_initializer_cls, 'train')
     actions_lib.require_modes(self.actions)
 
 
@@ -360,24 +356,17 @@ def _evaluations(
     evaluator_cls: Callable[..., Any],
 ) -> list[tuple[actions_lib.ActionMode, Callable[[loop.Moment], Any]]]:
   """The evaluations that are configured and have something to evaluate."""
-  model, partitioner = trainer.model, trainer.partitioner
   mode = actions_lib.ActionMode
   found: list[tuple[actions_lib.ActionMode, Callable[..., Any]]] = []
   if train_eval is not None:
-    data = make_datasets(
-        train_eval, 0, 1, eval_steps,
-        datasets.feature_converter_cls(model.FEATURE_CONVERTER_CLS))
-    found.append((mode.TRAIN_EVAL, evaluation.TrainingEvaluation(
-        trainer, data, folder)))
+    found.append((mode.TRAIN_EVAL, evaluation.training_evaluation(
+        trainer, train_eval, folder, eval_steps=eval_steps,
+        get_dataset_fn=make_datasets)))
   if infer_eval is not None:
-    evaluator = datasets.make_evaluator(
-        infer_eval, evaluator_cls,
-        datasets.feature_converter(model.FEATURE_CONVERTER_CLS),
-        f'{folder.directory}/inference_eval')
-    if evaluator is not None:
-      found.append((mode.INFER_EVAL, evaluation.InferenceEvaluation(
-          evaluator, evaluation.InferenceRunner(
-              model, partitioner, infer_eval.batch_size), folder)))
+    made = evaluation.inference_evaluation(
+        trainer.model, trainer.partitioner, infer_eval, evaluator_cls, folder)
+    if made is not None:
+      found.append((mode.INFER_EVAL, made))
   return found
 
 

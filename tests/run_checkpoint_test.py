@@ -99,6 +99,36 @@ def test_a_checkpoint_infers_what_its_prompt_file_does(run, tmp_path):
   assert from_run == from_file != earlier
 
 
+_WITH_TRAINING_METRICS = """
+from __gin__ import dynamic_registration
+import __main__ as eval_script
+from t5x import models
+from t5x import trainer
+eval_script.evaluate.training_evaluator_cls = @trainer.Trainer
+models.EncoderDecoderModel.z_loss = 0.0
+"""
+
+
+def test_the_training_metrics_are_of_every_example(run, tmp_path):
+  more = tmp_path / 'more.gin'
+  more.write_text(_WITH_TRAINING_METRICS)
+  batch = '--gin.utils.DatasetConfig.batch_size=48'  # 2.08 batches.
+  arguments = (tmp_path, run, 'all', f'--gin_file={more}', batch)
+  _evaluate(*arguments)
+  (tmp_path / f'eval.{TASK.name}.ckpt').unlink()
+  _evaluate(*arguments)  # As after a kill: no row twice.
+  path = tmp_path / 'training_eval' / TASK.name / 'metrics.jsonl'
+  rows = [json.loads(line) for line in path.read_text().splitlines()]
+  assert [row['step'] for row in rows] == [FIRST, FIRST + 4, FIRST + 8]
+  scores = [json.loads(line)['score'] for line in _infer(
+      tmp_path / 'score', 't5x/configs/runs/infer.gin',
+      "--gin.infer.mode='score'",
+      f'--gin.CHECKPOINT_PATH={run / f"checkpoint_{FIRST + 8}"}',
+      "--gin.utils.RestoreCheckpointConfig.dtype='float32'").splitlines()]
+  assert rows[-1]['cross_ent_loss'] == pytest.approx(
+      -sum(scores) / 3, rel=1e-3)  # Per batch.
+
+
 def _model():
   """The model; what it has not traced yet is configured as long as gin is."""
   return gin_utils.value_of('%MODEL', [

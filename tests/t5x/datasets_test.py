@@ -124,6 +124,22 @@ def test_training_evaluation_repeats_short_sets():
   assert _same(batches, again)
 
 
+def test_without_steps_every_example_is_evaluated_once():
+  config = dataclasses.replace(
+      CONFIG, split='validation', shuffle=False, batch_size=16)
+  (found,), (rows,) = (datasets.get_training_eval_datasets(
+      dataclasses.replace(config, batch_size=size), 0, 1, steps,
+      CONVERTER_CLS).values() for size, steps in ((16, None), (100, 1)))
+  batches = list(datasets.numpy_batches(found))
+  assert len(batches) == 7  # 112 rows for 100 examples.
+  (everything,) = datasets.numpy_batches(rows)
+  for name, wanted in everything.items():
+    joined = np.concatenate([batch[name] for batch in batches])
+    np.testing.assert_array_equal(joined[:100], wanted)
+    assert joined.shape == (112, *wanted.shape[1:])
+    assert joined.dtype == wanted.dtype and not joined[100:].any()
+
+
 def test_mixtures_are_evaluated_by_task_and_together():
   seqio.MixtureRegistry.add(
       'datasets_test_mixture',
