@@ -20,7 +20,8 @@ ENGINE = {
     'model': [
         'examples.t5.config', 'examples.t5.sequence', 'examples.t5.attention',
         'examples.t5.layers', 'examples.t5.network',
-        'examples.decoder_only.network', 'train_state'],
+        'examples.scalable_t5.network', 'examples.decoder_only.network',
+        'train_state'],
     'behaviour': [
         'base_models', 'models', 'lazy_arrays', 'zarr_arrays',
         'checkpoint_importer', 'orbax_checkpoints', 'checkpoint_utils',

@@ -65,8 +65,9 @@ MODELS = [name for name in _names('configs/models')
           if re.search(r'_(small|base|large|xl|xxl|80b|150b)_prompt', name)]
 BIG = re.compile(r'(large|xl|xxl|80b|150b|3B|11B)')
 EXAMPLES = _names('t5x/examples/decoder_only/models', *(
-    f't5x/examples/t5/{family}' for family in (
-        't5_1_0', 't5_1_1', 'mt5', 'byt5')))
+    f't5x/examples/{family}' for family in (
+        't5/t5_1_0', 't5/t5_1_1', 't5/mt5', 't5/byt5',
+        'scalable_t5/t5_1_1', 'scalable_t5/mt5')))
 # Whole runs: a model, a task and a run file in one.
 WHOLE = _names('t5x/examples/t5/t5_1_1/examples')
 

@@ -188,6 +188,18 @@ utils.round_vocab_size_to_multiple:
   vocabulary = %VOCABULARY
   divisor = 128
 """, r'round_vocab_size_to_multiple.divisor = 128'),
+    'scanned layers': ("""
+from t5x.examples.scalable_t5 import network as scalable
+include 't5x/examples/scalable_t5/t5_1_1/small.gin'
+VOCABULARY = @seqio.ByteVocabulary()
+DROPOUT_RATE = 0.0
+scalable.T5Config:
+  emb_dim = 8
+  num_encoder_layers = 2
+  num_decoder_layers = 2
+  mlp_dim = 16
+  remat_policy = 'full'
+""", r"T5Config.remat_policy = 'full'"),
     'saves': ("""
 utils.CheckpointConfig:
   restore = None
@@ -204,7 +216,8 @@ utils.SaveCheckpointConfig:
 @pytest.mark.parametrize('what,run', [
     ('as it is', 'finetune'), ('a chain of optax', 'pretrain'),
     ('Adafactor with all it has', 'pretrain'),
-    ('every argument of train', 'pretrain'), ('saves', 'pretrain')])
+    ('every argument of train', 'pretrain'), ('saves', 'pretrain'),
+    ('scanned layers', 'pretrain')])
 def test_a_users_file_trains(what, run, tmp_path):
   text, _ = FILES[what]
   extra = (['--gin.INITIAL_CHECKPOINT_PATH=None'] if run == 'finetune' else [])
