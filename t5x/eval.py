@@ -16,6 +16,7 @@ from t5x import evaluation
 from t5x import explain
 from t5x import inference_state
 from t5x import initialization
+from t5x import inspection
 from t5x import loop
 from t5x import metric_writers
 from t5x import model_info
@@ -102,6 +103,7 @@ def evaluate(
       inference_evaluator_cls=inference_evaluator_cls,
       training_evaluator_cls=training_evaluator_cls,
       get_dataset_fn=train_eval_get_dataset_fn)
+  folder.say(*inspection.cut_features(dataset_cfg))
   results: dict[str, dict[str, Any]] = {}
   for directory in directories:
     state = restorer.state(directory)

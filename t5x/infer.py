@@ -22,6 +22,7 @@ from t5x import inference_loop
 from t5x import inference_rows
 from t5x import inference_state
 from t5x import initialization
+from t5x import inspection
 from t5x import keyword_options
 from t5x import metric_writers
 from t5x import model_info
@@ -212,12 +213,13 @@ def infer(
       chunk_rows=_chunk_rows(
           checkpoint_period * dataset_cfg.batch_size, extra.labels),
       keep_aux_as_numpy=extra.keep_aux_as_numpy)
-  terminal = metric_writers.Terminal(0, 0)
+  folder = metric_writers.RunFolder(
+      output_dir, metric_writers.Terminal(0, 0),
+      silent=jax.process_index() != 0)
+  folder.say(*inspection.cut_features(dataset_cfg))
   for examples, files in jobs:
-    said = loop.run(examples, files, configuration, functools.partial(
-        files.finish, extra.merge_fn, int(state.step), merge_chunked_results))
-    if jax.process_index() == 0:
-      terminal.say(said)
+    folder.say(loop.run(examples, files, configuration, functools.partial(
+        files.finish, extra.merge_fn, int(state.step), merge_chunked_results)))
   return [files.output_path for _, files in jobs]
 
 

@@ -36,46 +36,80 @@ def first_rows(
   return list(itertools.islice(rows.as_numpy_iterator(), count))
 
 
-def require_whole_targets(
-    config: datasets.DatasetConfig, rows: Sequence[Row]) -> list[str]:
-  """Says what `TASK_FEATURE_LENGTHS` cuts off; fails if no target is whole.
+def cut_features(
+    config: datasets.DatasetConfig, rows: Sequence[Row] | None = None
+) -> list[str]:
+  """Says what `TASK_FEATURE_LENGTHS` cuts off; SeqIO trims without a word.
 
-  SeqIO trims without a word. A few long texts are often cut on purpose, so that
-  is only said. But where every target loses its end token no model can learn to
-  end, and that is refused.
+  Args:
+    config: gives the lengths.
+    rows: of `first_rows`; None reads them, if there is a length.
+
+  Returns:
+    A line for every feature that is cut.
+  """
+  lines: list[str] = []
+  if config.task_feature_lengths is None:
+    return lines
+  rows = first_rows(config) if rows is None else rows
+  features = datasets.get_mixture_or_task(config).output_features
+  for name, limit in config.task_feature_lengths.items():
+    lengths = [_length(row, name, features[name], limit) for row in rows
+               if name in row and row[name].ndim == 1]
+    if cut := sum(length > limit for length in lengths):
+      lines.append(
+          f'note: {100 * cut / len(lengths):.0f} % of the first {len(lengths)} '
+          f'examples of {_name(config)} are longer than '
+          f'TASK_FEATURE_LENGTHS[{name!r}] = {limit} and are cut; the longest '
+          f'has {max(lengths)} tokens')
+  return lines
+
+
+def _length(row: Row, name: str, feature: Any, limit: int) -> int:
+  """Tokens of a feature before anything was cut off.
+
+  A preprocessor that trims by itself leaves exactly `limit` tokens; what the
+  text would have had then comes from the text, if the row still has it.
+  """
+  length = len(row[name])
+  text: Any = row.get(f'{name}_pretokenized')
+  if length != limit or not isinstance(text, bytes):
+    return length
+  tokens = feature.vocabulary.encode(text.decode())
+  return max(length, len(tokens) + feature.add_eos)
+
+
+def require_whole_targets(
+    config: datasets.DatasetConfig, rows: Sequence[Row]) -> None:
+  """Fails if every target loses its end token: no model can learn to end then.
+
+  A few long texts are often cut on purpose.
 
   Args:
     config: gives the lengths.
     rows: of `first_rows`.
 
-  Returns:
-    A line for every feature that is cut.
-
   Raises:
-    DatasetError: if every target loses its end token.
+    DatasetError: naming the length that would do.
   """
-  lines = []
-  features = datasets.get_mixture_or_task(config).output_features
-  for name, limit in (config.task_feature_lengths or {}).items():
-    found = [row[name] for row in rows if name in row and row[name].ndim == 1]
-    lengths = [len(tokens) for tokens in found]
-    cut = [tokens for tokens in found if len(tokens) > limit]
-    if not cut:
-      continue
-    end = features[name].vocabulary.eos_id
-    whole = len(found) - sum(bool(tokens[-1] == end) for tokens in cut)
-    if name == 'targets' and not whole and features[name].add_eos:
-      raise datasets.DatasetError(
-          f"TASK_FEATURE_LENGTHS['targets'] is {limit}, but all of the first "
-          f'{len(found)} targets of {_name(config)!r} are longer (up to '
-          f'{max(lengths)} tokens), so every one of them would lose its end '
-          f'token. Set it to {max(lengths)} or more.')
-    lines.append(
-        f'note: {100 * len(cut) / len(found):.0f} % of the first {len(found)} '
-        f'examples of {_name(config)} are longer than '
-        f'TASK_FEATURE_LENGTHS[{name!r}] = {limit} and are cut; the longest '
-        f'has {max(lengths)} tokens')
-  return lines
+  feature = datasets.get_mixture_or_task(config).output_features.get('targets')
+  limit = (config.task_feature_lengths or {}).get('targets')
+  found = _texts(rows, 'targets')
+  if limit is None or not found or not feature.add_eos:
+    return
+  if all(len(tokens) > limit and tokens[-1] == feature.vocabulary.eos_id
+         for tokens in found):
+    longest = max(len(tokens) for tokens in found)
+    raise datasets.DatasetError(
+        f"TASK_FEATURE_LENGTHS['targets'] is {limit}, but all of the first "
+        f'{len(found)} targets of {_name(config)!r} are longer (up to '
+        f'{longest} tokens), so every one of them would lose its end token. '
+        f'Set it to {longest} or more.')
+
+
+def _texts(rows: Sequence[Row], name: str) -> list[np.ndarray]:
+  """The tokens of a feature in every row that has some."""
+  return [row[name] for row in rows if name in row and row[name].ndim == 1]
 
 
 def _name(config: datasets.DatasetConfig) -> str:
@@ -130,7 +164,8 @@ def check(
   if not rows:
     raise datasets.DatasetError(
         f'{_name(config)!r} has no example in the split {config.split!r}.')
-  return require_whole_targets(config, rows)
+  require_whole_targets(config, rows)
+  return cut_features(config, rows)
 
 
 def require_fitting_checkpoint(

@@ -240,10 +240,11 @@ class RunFolder:
       folder.mkdir(parents=True, exist_ok=True)
       (folder / name).write_text(text)
 
-  def say(self, text: str) -> None:
-    """A line on the terminal."""
+  def say(self, *lines: str) -> None:
+    """Lines on the terminal."""
     if not self._silent:
-      self.terminal.say(text)
+      for line in lines:
+        self.terminal.say(line)
 
   def close(self) -> None:
     """Closes every writer and the terminal."""

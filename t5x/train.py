@@ -341,8 +341,7 @@ def _write_summaries(
       f'{folder.directory}: {count(start.infos):,} parameters, '
       f'{count(start.infos, trainable=True):,} of them trained, from step '
       f'{int(start.state.step):,}')
-  for note in notes:
-    folder.say(note)
+  folder.say(*notes)
 
 
 def _evaluations(

@@ -3,6 +3,7 @@
 import functools
 import json
 import pathlib
+import re
 
 import numpy as np
 from prompt_tuning.demo import files
@@ -206,8 +207,9 @@ def test_an_uneven_batch_is_refused_before_anything_is_written(
   assert not (tmp_path / 'out').exists()
 
 
-def test_inputs_of_a_file_with_labels_are_ranked(prompt, tmp_path):
+def test_inputs_of_a_file_with_labels_are_ranked(prompt, tmp_path, capsys):
   lines = [text for text, _ in tasks.examples(TASK, 'validation')[:21]]
+  lines[3] += 20 * ' the film'
   file = tmp_path / 'questions.txt'
   file.write_text('\n'.join(lines))
   labels = ['no', 'yes', 'the film']
@@ -218,6 +220,8 @@ def test_inputs_of_a_file_with_labels_are_ranked(prompt, tmp_path):
       '--gin.utils.DatasetConfig.batch_size=8',
       '--gin.infer.checkpoint_period=1'])
   assert ranked == [f'{tmp_path}/questions-predict.jsonl-00000-of-00001']
+  assert re.search(r'note: 5 % of the first 63 examples of questions .*'
+                   r"\['inputs'\] = 32 and are cut", capsys.readouterr().out)
   rows = _rows(ranked[0])
   pairs = tmp_path / 'pairs.jsonl'
   pairs.write_text(''.join(
