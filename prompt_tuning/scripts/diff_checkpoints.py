@@ -82,9 +82,7 @@ def differs(row: Mapping[str, Any]) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """The tool; returns its exit status."""
-  parser = argparse.ArgumentParser(
-      prog='python -m prompt_tuning.scripts.diff_checkpoints',
-      description=__doc__.splitlines()[0])
+  parser = command.parser('prompt_tuning.scripts.diff_checkpoints', __doc__)
   add = parser.add_argument
   add('first', help='A checkpoint of any layout, or a folder of them.')
   add('second', help='Another.')

@@ -5,7 +5,6 @@
 The module itself is not run for that.
 """
 
-import argparse
 from collections.abc import Sequence
 import importlib.util
 import os
@@ -41,9 +40,7 @@ def module_folder(name: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """The tool; returns its exit status."""
-  parser = argparse.ArgumentParser(
-      prog='python -m prompt_tuning.scripts.find_module',
-      description=__doc__.splitlines()[0])
+  parser = command.parser('prompt_tuning.scripts.find_module', __doc__)
   parser.add_argument('module', help='For instance prompt_tuning.')
   return command.run(
       parser, lambda flags: command.say(module_folder(flags.module)),

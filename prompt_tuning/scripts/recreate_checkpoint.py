@@ -53,9 +53,7 @@ def _path(file_name: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """The tool; returns its exit status."""
-  parser = argparse.ArgumentParser(
-      prog='python -m prompt_tuning.scripts.recreate_checkpoint',
-      description=__doc__.splitlines()[0])
+  parser = command.parser('prompt_tuning.scripts.recreate_checkpoint', __doc__)
   add = parser.add_argument
   add('--model_dir', required=True, help="The run's folder.")
   add('--step', type=int, required=True, help='Of the numpy files.')

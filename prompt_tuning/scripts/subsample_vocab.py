@@ -19,9 +19,7 @@ from t5x.scripts import command
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """The tool; returns its exit status."""
-  parser = argparse.ArgumentParser(
-      prog='python -m prompt_tuning.scripts.subsample_vocab',
-      description=__doc__.splitlines()[0])
+  parser = command.parser('prompt_tuning.scripts.subsample_vocab', __doc__)
   add = parser.add_argument
   add('--checkpoint_dir', required=True,
       help='A checkpoint of any layout, or a folder of them.')

@@ -1,6 +1,7 @@
 """Networks whose encoder or decoder sees a prompt: one override each."""
 
 from collections.abc import Callable
+from typing import Any
 
 from flax import linen as nn
 from jaxtyping import Array, Int
@@ -10,6 +11,19 @@ from t5x.examples.t5 import network
 from t5x.examples.t5 import sequence as sequence_lib
 
 Sequence = sequence_lib.Sequence
+
+
+def _prompt_of(module: Any) -> nn.Module:
+  """What a module's `prompt_factory` makes.
+
+  Raises:
+    ValueError: if there is none.
+  """
+  if module.prompt_factory is None:
+    raise ValueError(
+        f'{type(module).__name__}.prompt_factory is not set; bind it to '
+        '%PROMPT.')
+  return module.prompt_factory()
 
 
 class PromptEncoder(network.Encoder):
@@ -22,11 +36,8 @@ class PromptEncoder(network.Encoder):
   prompt_factory: Callable[[], nn.Module] | None = None
 
   def setup(self):
-    if self.prompt_factory is None:
-      raise ValueError(
-          'PromptEncoder.prompt_factory is not set; bind it to %PROMPT.')
     super().setup()
-    self.prompt = self.prompt_factory()
+    self.prompt = _prompt_of(self)
 
   def embed(
       self,
@@ -56,11 +67,8 @@ class PromptDecoder(network.Decoder):
   prompt_factory: Callable[[], nn.Module] | None = None
 
   def setup(self):
-    if self.prompt_factory is None:
-      raise ValueError(
-          'PromptDecoder.prompt_factory is not set; bind it to %PROMPT.')
     super().setup()
-    self.prompt = self.prompt_factory()
+    self.prompt = _prompt_of(self)
 
   def embed(
       self,

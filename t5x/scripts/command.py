@@ -8,6 +8,20 @@ import sys
 DTYPES = ('float32', 'bfloat16', 'float16')
 
 
+def parser(module: str, docstring: str) -> argparse.ArgumentParser:
+  """The parser of a tool, without arguments yet.
+
+  Args:
+    module: its full name.
+    docstring: its first line describes the tool.
+
+  Returns:
+    The parser.
+  """
+  return argparse.ArgumentParser(
+      prog=f'python -m {module}', description=docstring.splitlines()[0])
+
+
 def run(
     parser: argparse.ArgumentParser,
     action: Callable[[argparse.Namespace], int | None],

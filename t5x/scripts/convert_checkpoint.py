@@ -54,9 +54,7 @@ def _parameters(base: str) -> dict[str, LazyArray]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """The tool; returns its exit status."""
-  parser = argparse.ArgumentParser(
-      prog='python -m t5x.scripts.convert_checkpoint',
-      description=__doc__.splitlines()[0])
+  parser = command.parser('t5x.scripts.convert_checkpoint', __doc__)
   add = parser.add_argument
   add('--checkpoint_dir', required=True,
       help='checkpoint_<step>, or a folder of them: then the last.')
