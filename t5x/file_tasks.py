@@ -1,90 +1,23 @@
 """SeqIO tasks over a file of inputs, with no task to write first.
 
-    .txt      an input per line
-    .jsonl    a JSON object per line; fields are chosen by name
-    .tsv      columns under a line of names; no quoting
-
-The whole file is checked before anything is computed. It is data: nothing of it
-is evaluated.
+`t5x.table_files` says what files can be read. The whole file is checked before
+anything is computed.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import functools
 import hashlib
-import json
 import pathlib
 import re
 from typing import Any
 
-from etils import epath
 import seqio
 from t5x import datasets
+from t5x import table_files
 import tensorflow as tf
 
 SPLIT = 'infer'
 Row = dict[str, str]
-# From the text of a file and a field's name per feature to rows.
-Parser = Callable[[Sequence[str], Mapping[str, str], str], Iterator[Row]]
-
-
-def _parse_text(
-    lines: Sequence[str], fields: Mapping[str, str], path: str
-) -> Iterator[Row]:
-  """Every line is an input."""
-  if set(fields) != {'inputs'}:
-    raise datasets.DatasetError(
-        f'{path} is plain text, which has inputs only; give TARGET_FIELD with '
-        'a .jsonl or .tsv file.')
-  for line in lines:
-    yield {'inputs': line}
-
-
-def _parse_jsonl(
-    lines: Sequence[str], fields: Mapping[str, str], path: str
-) -> Iterator[Row]:
-  """Every line is an object with the fields."""
-  for number, line in enumerate(lines, 1):
-    try:
-      found = json.loads(line)
-    except json.JSONDecodeError as error:
-      raise datasets.DatasetError(
-          f'{path}, line {number}, column {error.colno}: no JSON '
-          f'({error.msg}); expected one object per line.') from error
-    if not isinstance(found, dict):
-      raise datasets.DatasetError(
-          f'{path}, line {number}: expected a JSON object, found '
-          f'{type(found).__name__}.')
-    for name in fields.values():
-      if not isinstance(found.get(name), str):
-        raise datasets.DatasetError(
-            f'{path}, line {number}: expected a text {name!r}, found '
-            f'{json.dumps(found.get(name))[:40]}; the fields are '
-            f'{sorted(found)}. Name it with INPUT_FIELD or TARGET_FIELD.')
-    yield {feature: found[name] for feature, name in fields.items()}
-
-
-def _parse_tsv(
-    lines: Sequence[str], fields: Mapping[str, str], path: str
-) -> Iterator[Row]:
-  """The first line names the columns."""
-  header = lines[0].split('\t')
-  for name in fields.values():
-    if header.count(name) != 1:
-      raise datasets.DatasetError(
-          f'{path}, line 1: expected one column {name!r}, found the columns '
-          f'{header}. Name it with INPUT_FIELD or TARGET_FIELD.')
-  for number, line in enumerate(lines[1:], 2):
-    cells = line.split('\t')
-    if len(cells) != len(header):
-      raise datasets.DatasetError(
-          f'{path}, line {number}: {len(cells)} columns, but line 1 names '
-          f'{len(header)}.')
-    yield {feature: cells[header.index(name)]
-           for feature, name in fields.items()}
-
-
-_PARSERS: dict[str, Parser] = {
-    '.txt': _parse_text, '.jsonl': _parse_jsonl, '.tsv': _parse_tsv}
 
 
 def read_rows(
@@ -92,7 +25,7 @@ def read_rows(
   """The rows of a file.
 
   Args:
-    path: see the module; local or remote.
+    path: see `t5x.table_files`; local or remote.
     fields: from feature to the name of its field or column.
 
   Returns:
@@ -101,30 +34,17 @@ def read_rows(
   Raises:
     DatasetError: naming file, line and column of what cannot be used.
   """
-  file = epath.Path(path)
-  parser = _PARSERS.get(pathlib.PurePath(path).suffix)
-  if parser is None:
-    raise datasets.DatasetError(
-        f'INPUT_FILE {path}: expected a name that ends in '
-        f'{", ".join(_PARSERS)}.')
-  if not file.exists() or file.is_dir():
-    raise datasets.DatasetError(
-        f'INPUT_FILE {path} does not exist or is a folder.')
-  content = file.read_bytes()
-  try:
-    text = content.decode('utf-8-sig')
-  except UnicodeDecodeError as error:
-    line = content.count(b'\n', 0, error.start) + 1
-    column = error.start - content.rfind(b'\n', 0, error.start)
-    raise datasets.DatasetError(
-        f'{path}, line {line}, byte {column}: no UTF-8; convert the file.'
-    ) from error
-  lines = [line.removesuffix('\r')
-           for line in text.removesuffix('\n').split('\n')]
-  rows = list(parser(lines, fields, path)) if text.strip() else []
-  if not rows:
-    raise datasets.DatasetError(f'{path} is empty; expected at least one row.')
-  return rows, hashlib.sha256(content).hexdigest()
+  table = table_files.read(path, 'INPUT_FILE')
+  if path.endswith('.txt'):
+    if set(fields) != {'inputs'}:
+      raise datasets.DatasetError(
+          f'{path} is plain text, which has inputs only; give TARGET_FIELD '
+          'with a .jsonl, .csv or .tsv file.')
+    fields = {'inputs': 'inputs'}
+  hint = 'Name it with INPUT_FIELD or TARGET_FIELD.'
+  table.require_columns(list(fields.values()), hint)
+  return [{feature: row.text(name, hint) for feature, name in fields.items()}
+          for row in table.rows], table.identity
 
 
 class RowSource(seqio.DataSource):
@@ -215,7 +135,7 @@ def create_task_from_file(
   """A task over a file, for `DatasetConfig.mixture_or_task_name`.
 
   Args:
-    path: `.txt`, `.jsonl` or `.tsv`; see the module.
+    path: see `t5x.table_files`.
     features: vocabularies of `inputs` and `targets`.
     input_field: the field or column of the inputs.
     target_field: that of the targets; None if there are none.

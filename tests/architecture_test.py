@@ -33,8 +33,8 @@ ENGINE = {
     'edges': ['datasets', 'gin_utils', 'metric_writers', 'processes'],
     'loop': [
         'inspection', 'explain', 'loop', 'evaluation', 'inference_data',
-        'file_tasks', 'inference_files', 'inference_rows', 'inference_loop',
-        'program'],
+        'table_files', 'file_tasks', 'inference_files', 'inference_rows',
+        'inference_loop', 'program'],
     'scripts': [
         'train', 'eval', 'infer', 'interactive_model', 'utils', 'main'],
     'tools': ['scripts.command', 'scripts.convert_checkpoint'],

@@ -55,7 +55,8 @@ def test_every_input_of_a_file_is_an_example(tmp_path, name, content):
 
 @pytest.mark.parametrize('name,content', [
     ('a.jsonl', '{"q": "one", "a": "no"}\n{"a": "yes", "q": "two"}\n'),
-    ('a.tsv', 'a\tid\tq\nno\t1\tone\nyes\t2\ttwo\n')])
+    ('a.tsv', 'a\tid\tq\nno\t1\tone\nyes\t2\ttwo\n'),
+    ('a.csv', 'a,id,q\r\nno,1,one\r\n"yes","2, 3",two\r\n')])
 def test_fields_are_chosen_by_name(tmp_path, name, content):
   task = file_tasks.create_task_from_file(
       _file(tmp_path, name, content), tasks.features(), input_field='q',
@@ -91,6 +92,8 @@ def test_the_content_names_the_source(tmp_path):
      r'a\.jsonl, line 2, column 7: no JSON'),
     ('a.jsonl', '{"q": "x", "a": "y"}\n\n{"q": "x", "a": "y"}',
      r'line 2, column 1: no JSON'),
+    ('a.jsonl', '{"q": ' + 5000 * '1' + '}', 'line 1, column 1: no JSON'),
+    ('a.jsonl', 99999 * '[', 'line 1, column 1: no JSON'),
     ('a.jsonl', '["q"]', r'line 1: expected a JSON object, found list'),
     ('a.jsonl', '{"q": "x"}', r"line 1: expected a text 'a', found null.*"
      r"\['q'\].*TARGET_FIELD"),
@@ -100,7 +103,10 @@ def test_the_content_names_the_source(tmp_path):
     ('a.tsv', 'q\ta\nx\ty\nx', r'line 3: 1 columns, but line 1 names 2'),
     ('a.jsonl', b'{"q": "x", "a": "y"}\n{"q": "\xff"}',
      r'line 2, byte 8: no UTF-8'),
-    ('a.csv', 'q,a', r'\.txt, \.jsonl, \.tsv'),
+    ('a.xls', 'q,a', r'\.txt, \.jsonl, \.csv, \.tsv'),
+    ('a.csv', 'q,a\nx,"y\nz"\nx', r'line 4: 1 columns, but line 1'),
+    ('a.csv', 'q,a\n\nx,"y', r'line 3: no CSV'),
+    ('a.csv', 'q,b\nx,y', r"line 1: expected one column 'a'"),
     ('a.txt', 'one', r'plain text.*TARGET_FIELD'),
 ])
 def test_what_cannot_be_used_is_named_with_its_place(
