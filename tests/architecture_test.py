@@ -50,7 +50,7 @@ SCIENCE = {
         'scripts.variables', 'scripts.extract_variable',
         'scripts.subsample_vocab', 'scripts.find_module',
         'scripts.recreate_checkpoint', 'scripts.diff_checkpoints'],
-    'data': ['data.rank_classification'],
+    'data': ['data.rank_classification', 'data.from_files'],
     'demo': [
         'demo.files', 'demo.language', 'demo.tasks', 'demo.pretraining',
         'demo.make_vocabulary', 'demo.make_checkpoint', 'demo.__main__'],
@@ -63,6 +63,7 @@ HEAVY = ('tensorflow', 'seqio', 'gin', 'tensorflow_datasets', 'torch',
 # Where TensorFlow and SeqIO may be named.
 DATA_MODULES = ('t5x.datasets', 't5x.inference_data', 't5x.file_tasks',
                 'prompt_tuning.data.rank_classification',
+                'prompt_tuning.data.from_files',
                 'prompt_tuning.demo.tasks',
                 'prompt_tuning.demo.pretraining')
 
