@@ -118,22 +118,30 @@ def get_mixture_or_task(config: DatasetConfig) -> seqio.Task | seqio.Mixture:
       does not exist.
   """
   import_module(config.module)
-  name = config.mixture_or_task_name
-  if not isinstance(name, str):
-    return name
-  names = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
-  if name not in names:
-    raise DatasetError(
-        f'MIXTURE_OR_TASK_NAME {name!r} is not registered. Nearest: '
-        f'{_nearest(name, names)}. Set MIXTURE_OR_TASK_MODULE to the module '
-        'that registers it.')
-  provider = seqio.get_mixture_or_task(name)
+  if not isinstance(config.mixture_or_task_name, str):
+    return config.mixture_or_task_name
+  provider = provider_of(config.mixture_or_task_name)
   for task in seqio.get_subtasks(provider):
     if config.use_cached and not task.cache_dir:
       raise DatasetError(
           f'USE_CACHED_TASKS is True, but the task {task.name!r} has no cache; '
           'set USE_CACHED_TASKS=False to prepare it on the fly.')
   return provider
+
+
+def provider_of(name: str) -> seqio.Task | seqio.Mixture:
+  """What is registered under a name.
+
+  Raises:
+    DatasetError: if nothing is, with the nearest names.
+  """
+  names = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
+  if name not in names:
+    raise DatasetError(
+        f'MIXTURE_OR_TASK_NAME {name!r} is not registered. Nearest: '
+        f'{_nearest(name, names)}. Set MIXTURE_OR_TASK_MODULE to the module '
+        'that registers it.')
+  return seqio.get_mixture_or_task(name)
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:

@@ -50,7 +50,9 @@ SCIENCE = {
         'scripts.variables', 'scripts.extract_variable',
         'scripts.subsample_vocab', 'scripts.find_module',
         'scripts.recreate_checkpoint', 'scripts.diff_checkpoints'],
-    'data': ['data.rank_classification', 'data.from_files'],
+    'data': [
+        'data.rank_classification', 'data.from_files', 'data.offline_cache',
+        'scripts.cache_tasks'],
     'demo': [
         'demo.files', 'demo.language', 'demo.tasks', 'demo.pretraining',
         'demo.make_vocabulary', 'demo.make_checkpoint', 'demo.__main__'],
@@ -64,6 +66,8 @@ HEAVY = ('tensorflow', 'seqio', 'gin', 'tensorflow_datasets', 'torch',
 DATA_MODULES = ('t5x.datasets', 't5x.inference_data', 't5x.file_tasks',
                 'prompt_tuning.data.rank_classification',
                 'prompt_tuning.data.from_files',
+                'prompt_tuning.data.offline_cache',
+                'prompt_tuning.scripts.cache_tasks',
                 'prompt_tuning.demo.tasks',
                 'prompt_tuning.demo.pretraining')
 
