@@ -51,7 +51,8 @@ SCIENCE = {
         'scripts.subsample_vocab', 'scripts.find_module',
         'scripts.recreate_checkpoint', 'scripts.diff_checkpoints'],
     'data': [
-        'data.rank_classification', 'data.from_files', 'data.offline_cache',
+        'data.rank_classification', 'data.few_shot', 'data.from_files',
+        'data.offline_cache',
         'scripts.cache_tasks'],
     'demo': [
         'demo.files', 'demo.language', 'demo.tasks', 'demo.pretraining',
@@ -65,6 +66,7 @@ HEAVY = ('tensorflow', 'seqio', 'gin', 'tensorflow_datasets', 'torch',
 # Where TensorFlow and SeqIO may be named.
 DATA_MODULES = ('t5x.datasets', 't5x.inference_data', 't5x.file_tasks',
                 'prompt_tuning.data.rank_classification',
+                'prompt_tuning.data.few_shot',
                 'prompt_tuning.data.from_files',
                 'prompt_tuning.data.offline_cache',
                 'prompt_tuning.scripts.cache_tasks',
