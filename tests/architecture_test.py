@@ -15,8 +15,8 @@ ENGINE = {
         'compilation_cache', 'keyword_options', 'actions', 'losses', 'metrics',
         'batch_metrics', 'weight_metrics', 'decoding_state', 'sampling',
         'beam_search', 'decoding', 'optimizers', 'adafactor', 'schedules',
-        'partitioning', 'fingerprint', 'manifest', 'state_utils',
-        'published_sizes'],
+        'partitioning', 'fingerprint', 'manifest', 'ready_batches',
+        'state_utils', 'published_sizes'],
     'model': [
         'examples.t5.config', 'examples.t5.sequence', 'examples.t5.attention',
         'examples.t5.layers', 'examples.t5.network',
