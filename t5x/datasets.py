@@ -312,6 +312,14 @@ def model_feature_shapes(
           for name, length in lengths.items()}
 
 
+def model_feature_types(converter: seqio.FeatureConverter) -> dict[str, Any]:
+  """Numpy types of the model's features, known before any data is read."""
+  types = {name: spec.dtype for name, spec in converter.MODEL_FEATURES.items()}
+  if converter.pack:
+    types |= converter.PACKING_FEATURE_DTYPES
+  return {name: dtype.as_numpy_dtype for name, dtype in types.items()}
+
+
 def some_feature_shapes(
     converter: seqio.FeatureConverter) -> dict[str, tuple[int, ...]]:
   """Shapes of a small batch: parameters do not depend on them."""

@@ -237,6 +237,16 @@ def _nearest_parameter(selector: str, name: str) -> str:
   return f'; did you mean {near[0]!r}?' if near else '; it has none.'
 
 
+def _registered(fn: Callable[..., T]) -> Callable[..., T]:
+  """A function as gin calls it, known to gin as a part of the program."""
+  name = f'__main__.{fn.__name__}'
+  try:
+    return gin.get_configurable(name)
+  except ValueError:
+    gin.register(fn.__name__, module='__main__')(fn)
+    return gin.get_configurable(name)
+
+
 @contextlib.contextmanager
 def main_function(fn: Callable[..., T]) -> Iterator[Callable[..., T]]:
   """Makes a function configurable as `__main__.<its name>`.
@@ -254,17 +264,14 @@ def main_function(fn: Callable[..., T]) -> Iterator[Callable[..., T]]:
     it needs has no value.
   """
   name, program = fn.__name__, sys.modules['__main__']
-  try:
-    configured = gin.get_configurable(f'__main__.{name}')
-  except ValueError:
-    gin.register(name, module='__main__')(fn)
-    configured = gin.get_configurable(f'__main__.{name}')
+  configured = _registered(fn)
 
   def call() -> T:
     with one_line_errors(name):
       return configured()
 
   for helper in fn.__globals__.get('FOR_GIN', ()):
+    _registered(fn.__globals__[helper])
     vars(program).setdefault(helper, fn.__globals__[helper])
   absent = object()
   before = getattr(program, name, absent)

@@ -1,6 +1,7 @@
 """One program for all: `python -m t5x.main --run_mode=train --gin_file=...`.
 
-Modes: train, eval, infer. Everything else is as in `python -m t5x.<mode>`.
+Modes: train, eval, infer, precompile. Everything else is as in
+`python -m t5x.<mode>`; `precompile` has no program of its own.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,8 @@ from absl import flags
 from t5x import program
 
 # From mode to the function that a gin file configures; modules load on demand.
-FUNCTIONS = {'train': 'train', 'eval': 'evaluate', 'infer': 'infer'}
+FUNCTIONS = {'train': 'train', 'eval': 'evaluate', 'infer': 'infer',
+             'precompile': 'precompile'}
 
 
 def function_of(run_mode: str) -> Callable[..., Any]:

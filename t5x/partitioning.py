@@ -146,6 +146,28 @@ def make_mesh(model_partitions: int, devices: Sequence[Any] | None = None):
       axis_types=(jax.sharding.AxisType.Auto,) * 2)
 
 
+def devices_of(backend: str) -> list[Any]:
+  """All devices of a kind of hardware, of all processes.
+
+  Args:
+    backend: 'cpu', 'gpu', 'tpu' or another of JAX's platforms.
+
+  Returns:
+    The devices.
+
+  Raises:
+    ValueError: if there are none of the kind.
+  """
+  try:
+    return jax.devices(backend)
+  except RuntimeError as error:
+    raise ValueError(
+        f'PjitPartitioner.backend is {backend!r}, but there are only '
+        f'{jax.default_backend()} devices here. Run it where such devices are, '
+        'or set --gin.partitioning.PjitPartitioner.backend=None to use these.'
+    ) from error
+
+
 class PjitPartitioner:
   """Places pytrees on a mesh by the logical names of their axes."""
 
@@ -155,6 +177,7 @@ class PjitPartitioner:
       model_parallel_submesh: Sequence[int] | None = None,
       params_on_devices: bool = True,
       logical_axis_rules: LogicalAxisRules | None = None,
+      backend: str | None = None,
   ):
     """Builds the mesh.
 
@@ -165,9 +188,12 @@ class PjitPartitioner:
       params_on_devices: accepted for T5X's clients. Parameters are read one at
         a time, straight onto their devices; no host holds them all.
       logical_axis_rules: defaults to `standard_logical_axis_rules()`.
+      backend: the kind of hardware, see `devices_of`; None is the one that JAX
+        prefers.
 
     Raises:
-      ValueError: if neither or contradicting sizes are given.
+      ValueError: if neither or contradicting sizes are given, or there are no
+        devices of the backend.
     """
     submesh_size = math.prod(model_parallel_submesh or (0,))
     if not num_partitions and not submesh_size:
@@ -178,7 +204,9 @@ class PjitPartitioner:
           f'PjitPartitioner: num_partitions is {num_partitions}, but '
           f'model_parallel_submesh {tuple(model_parallel_submesh or ())} has '
           f'{submesh_size} devices; give one of them.')
-    self.mesh = make_mesh(submesh_size or num_partitions or 1)
+    self.mesh = make_mesh(
+        submesh_size or num_partitions or 1,
+        None if backend is None else devices_of(backend))
     self.params_on_devices = params_on_devices
     self.logical_axis_rules = tuple(
         logical_axis_rules or standard_logical_axis_rules())

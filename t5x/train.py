@@ -150,10 +150,8 @@ def train(
   init_key, dropout_key = origin.keys(extra.use_hardware_rng)
   init_fn = functools.partial(model.get_initial_variables, input_shapes=shapes)
   infos = train_state_lib.describe(init_fn, model.optimizer_def)
-  trainer = trainer_cls(
-      model=model, partitioner=partitioner, first_step=origin.first_step,
-      base_key=dropout_key,
-      axes={path: info.axes for path, info in infos.items()})
+  trainer = make_trainer(
+      trainer_cls, model, partitioner, origin, infos=infos, key=dropout_key)
   terminal = metric_writers.Terminal(origin.step, total_steps)
   train_data, train_eval, infer_eval = (
       _with_seed(config, origin.seed) for config in (
@@ -216,6 +214,33 @@ def train(
   if step < total_steps and not stop.decided:
     raise processes.Stopped
   return step, state
+
+
+def make_trainer(
+    trainer_cls: Callable[..., trainer_lib.Trainer],
+    model: models.BaseModel,
+    partitioner: partitioning.PjitPartitioner,
+    origin: initialization.Origin,
+    *,
+    infos: train_state_lib.ParameterInfos,
+    key: jax.Array,
+) -> trainer_lib.Trainer:
+  """The trainer of a run.
+
+  Args:
+    trainer_cls: called with model, partitioner, first_step, base_key and axes.
+    model: what is trained.
+    partitioner: the mesh.
+    origin: where the run starts from.
+    infos: what is known of every parameter.
+    key: random key of all dropout.
+
+  Returns:
+    The trainer; nothing is compiled.
+  """
+  return trainer_cls(
+      model=model, partitioner=partitioner, first_step=origin.first_step,
+      base_key=key, axes={path: info.axes for path, info in infos.items()})
 
 
 def _last_step(

@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
+import numpy as np
 import optax
 from t5x import actions
 from t5x import metrics as metrics_lib
@@ -187,14 +188,21 @@ class Trainer:
         model=model,
         optimizer=self.optimizer,
         learning_rate_fn=learning_rate_fn,
-        base_key=base_key,
         num_microbatches=self.num_microbatches,
         weight_metrics_computer=weight_metrics_computer)
+    key_kind = jax.random.key_impl(base_key)
+    # The key is an argument, so that a run with another seed is the same
+    # program; from numpy, as it is the same in all processes.
+    self._key_bits = jax.device_put(
+        np.asarray(jax.random.key_data(base_key)), partitioner.sharding())
 
     # Frozen parameters are an argument of their own: they are read, never
     # donated and never returned, so no step copies them.
-    def moving_step(moving: TrainState, frozen: Parameters, batch: Batch):
-      new, metrics = step(moving.replace(frozen=frozen), batch)
+    def moving_step(
+        moving: TrainState, frozen: Parameters, batch: Batch, key_bits: Array):
+      new, metrics = step(
+          moving.replace(frozen=frozen), batch,
+          base_key=jax.random.wrap_key_data(key_bits, impl=key_kind))
       return new.replace(frozen={}), metrics
 
     def evaluate(trainable: Parameters, frozen: Parameters, batch: Batch):
@@ -205,31 +213,40 @@ class Trainer:
     self._compiled_step: jax.stages.Compiled | None = None
     self._evaluate = jax.jit(evaluate, out_shardings=partitioner.sharding())
 
-  def compile_train(
-      self, state: TrainState, batch: Batch) -> jax.stages.Compiled:
-    """Compiles the training step; the state after it lives where it did before.
+  def lower_train(self, state: TrainState, batch: Batch) -> jax.stages.Lowered:
+    """Traces the training step; the state after it lives where it did before.
 
     Args:
       state: a state, or its shapes and shardings.
       batch: a batch, or its shapes and shardings.
 
     Returns:
-      The program, which knows its operations and its memory.
+      The program before XLA's optimisations, to be compiled.
     """
     moving = state.replace(frozen={})
     placed = jax.tree.map(lambda x: x.sharding, moving)
     with self.partitioner.scope():
-      self._compiled_step = jax.jit(
+      return jax.jit(
           self._moving_step, donate_argnums=0,
           out_shardings=(placed, self.partitioner.sharding()),
-      ).lower(moving, state.frozen, batch).compile()
+      ).lower(moving, state.frozen, batch, self._key_bits)
+
+  def compile_train(
+      self, state: TrainState, batch: Batch) -> jax.stages.Compiled:
+    """Compiles the training step; arguments are those of `lower_train`.
+
+    Returns:
+      The program, which knows its operations and its memory.
+    """
+    self._compiled_step = self.lower_train(state, batch).compile()
     return self._compiled_step
 
   def train(
       self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     """One training step; the given state must not be used afterwards."""
     step = self._compiled_step or self.compile_train(state, batch)
-    new, metrics = step(state.replace(frozen={}), state.frozen, batch)
+    new, metrics = step(
+        state.replace(frozen={}), state.frozen, batch, self._key_bits)
     return new.replace(frozen=state.frozen), metrics
 
   def eval(self, state: TrainState, batch: Batch) -> Metrics:

@@ -36,7 +36,8 @@ ENGINE = {
         'table_files', 'file_tasks', 'inference_files', 'inference_rows',
         'inference_loop', 'program'],
     'scripts': [
-        'train', 'eval', 'infer', 'interactive_model', 'utils', 'main'],
+        'train', 'precompile', 'eval', 'infer', 'interactive_model', 'utils',
+        'main'],
     'tools': ['scripts.command', 'scripts.convert_checkpoint'],
 }
 SCIENCE = {

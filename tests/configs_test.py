@@ -12,6 +12,7 @@ import seqio
 from t5x import eval as eval_script
 from t5x import gin_utils
 from t5x import infer
+from t5x import precompile
 from t5x import program
 from t5x import train
 import tensorflow as tf
@@ -153,6 +154,26 @@ def test_t5x_training_runs_resolve(run):
   dry_run(train.train, '--gin_file=t5x/examples/t5/t5_1_1/tiny.gin',
           f'--gin_file=t5x/configs/runs/{run}.gin', '--gin.DROPOUT_RATE=0.0',
           *FINETUNE)
+
+
+# Alone it is for runs of pretrain.gin; with another run file for those.
+@pytest.mark.parametrize('files,packed', [
+    (['t5x/configs/runs/precompile.gin'], True),
+    (['t5x/configs/runs/precompile.gin', 'runs/prompt_finetune.gin'], False),
+    (['runs/prompt_precompile.gin'], False)])
+def test_the_step_of_any_run_can_be_compiled_ahead(files, packed, capsys):
+  model = ('t5x/examples/t5/t5_1_1/tiny.gin' if packed
+           else 'models/t5_1_1_small_prompt.gin')
+  text = dry_run(
+      precompile.precompile,
+      *(f'--gin_file={file}' for file in [model, *files]), *FINETUNE,
+      '--gin.DROPOUT_RATE=0.1',
+      '--gin.partitioning.PjitPartitioner.backend=None')
+  assert f'train/utils.DatasetConfig.pack = {packed}' in text
+  assert f'base_learning_rate = {1.0 if packed else 0.3}' in text
+  said = capsys.readouterr().out
+  assert ('encoder_segment_ids' in said) == packed
+  assert packed or 'trained: 51,200 in 1' in said
 
 
 @pytest.mark.parametrize('name', WHOLE)

@@ -38,12 +38,28 @@ def test_batches_have_the_models_features():
   (batch,) = _batches(1)
   assert {name: x.shape for name, x in batch.items()} == (
       datasets.model_feature_shapes(CONFIG, _converter()))
-  assert batch['encoder_input_tokens'].dtype == np.int32
   # Targets are shifted right to become the decoder's inputs, from 0.
   np.testing.assert_array_equal(batch['decoder_input_tokens'][:, 0], 0)
   np.testing.assert_array_equal(
       batch['decoder_input_tokens'][:, 1:],
       batch['decoder_target_tokens'][:, :-1])
+
+
+@pytest.mark.parametrize('pack', [False, True])
+@pytest.mark.parametrize('cls', [
+    'EncDecFeatureConverter', 'LMFeatureConverter', 'DecoderFeatureConverter'])
+def test_batches_are_known_before_any_is_read(cls, pack):
+  config = dataclasses.replace(CONFIG, pack=pack, seed=0)
+  converter = datasets.feature_converter(cls, pack)
+  if cls == 'LMFeatureConverter':
+    config = dataclasses.replace(config, task_feature_lengths={'targets': 4})
+  dataset = datasets.get_dataset(
+      config, 0, 1, datasets.feature_converter_cls(cls))
+  shapes = datasets.model_feature_shapes(config, converter)
+  types = datasets.model_feature_types(converter)
+  assert {name: (spec.shape, spec.dtype.as_numpy_dtype)
+          for name, spec in dataset.element_spec.items()} == {
+              name: (shapes[name], types[name]) for name in shapes}
 
 
 def test_order_depends_on_the_seed_alone():

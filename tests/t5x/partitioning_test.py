@@ -103,6 +103,13 @@ def test_sizes_that_cannot_be_are_refused(num_partitions, submesh, message):
     partitioning.PjitPartitioner(num_partitions, submesh)
 
 
+def test_devices_are_of_the_backend():
+  mesh = partitioning.PjitPartitioner(2, backend='cpu').mesh
+  assert mesh.shape == {'data': 4, 'model': 2}
+  with pytest.raises(ValueError, match='only cpu devices.*backend=None'):
+    partitioning.PjitPartitioner(1, backend='tpu')
+
+
 @pytest.mark.parametrize('count,partitions', [(1, 1), (4, 2), (6, 3)])
 def test_a_mesh_of_some_devices(count, partitions):
   devices = jax.devices()[:count]

@@ -67,8 +67,12 @@ def test_help_says_what_there_is_to_say(program):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('arguments,code,said', [
-    ([], 1, 'run_mode'), (['--run_mode=dance'], 1, 'train|eval|infer'),
+    ([], 1, 'run_mode'),
+    (['--run_mode=dance'], 1, 'train|eval|infer|precompile'),
     (['--run_mode=train'], 2, 'error: train'),
+    (['--run_mode=precompile', '--gin_file=models/demo_prompt.gin',
+      '--gin_file=t5x/configs/runs/precompile.gin'], 2,
+     'MODEL_DIR is required'),
     (['--run_mode=train', '--dry_run', '--gin_file=gin/demo/source.gin',
       '--gin.MODEL_DIR={folder}/run'], 0, "'no'")])
 def test_main_runs_the_mode_it_is_given(arguments, code, said, tmp_path):
