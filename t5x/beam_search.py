@@ -90,7 +90,7 @@ def _best(
     n: int, scores: Float[Array, 'B m'], *values: Array
 ) -> tuple[Array, ...]:
   """The n best candidates per row and the values that go with them."""
-  top, index = jax.lax.top_k(scores, n)
+  top, index = decoding_state.top_k(scores, n)
 
   def take(x):
     wide = index.reshape(index.shape + (1,) * (x.ndim - 2))
@@ -120,7 +120,7 @@ def _extend_beams(
   log_probs = jnp.where(
       given[..., None] > 0, jnp.where(must, 0.0, NEG_INF), log_probs)
   candidates = (state.live_scores[..., None] + log_probs).reshape(batch, -1)
-  scores, index = jax.lax.top_k(candidates, min(2 * n, n * vocab))
+  scores, index = decoding_state.top_k(candidates, min(2 * n, n * vocab))
   scores = jnp.where(scores < task.min_log_prob, NEG_INF, scores)
   parent = index // vocab
   token = (index % vocab).astype(state.live_tokens.dtype)

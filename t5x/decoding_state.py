@@ -11,8 +11,10 @@ from typing import Any
 from flax import core
 from flax import traverse_util
 import flax.struct
+import jax
+from jax import export
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 NEG_INF = -1.0e7
 
@@ -86,6 +88,21 @@ def flat_batch_beam_expand(x: Array, beam_size: int, offset: int = 0) -> Array:
   return flatten_beam_dim(add_beam_dim(x, beam_size, offset), offset)
 
 
+def top_k(
+    x: Float[Array, '*rows V'], n: int
+) -> tuple[Float[Array, '*rows n'], Int[Array, '*rows n']]:
+  """The largest values and their places, in descending order.
+
+  Where the number of rows is open, as in a program that is exported, they are
+  sorted: what `jax.lax.top_k` becomes cannot be read by TensorFlow then.
+  """
+  if not any(export.is_symbolic_dim(size) for size in x.shape):
+    return jax.lax.top_k(x, n)
+  place = jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
+  negative, index = jax.lax.sort((-x, place), num_keys=1)
+  return -negative[..., :n], index[..., :n]
+
+
 def forced_next(tokens: Int[Array, 'B S']) -> Int[Array, 'B S']:
   """What must follow each position: the given tokens, shifted; 0 is free."""
   return jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)))
@@ -94,7 +111,7 @@ def forced_next(tokens: Int[Array, 'B S']) -> Int[Array, 'B S']:
 def token_at(
     tokens: Int[Array, 'B S'], index: Int[Array, '*B']) -> Int[Array, ' B']:
   """The token of every row at one position, or at a position per row."""
-  column = jnp.broadcast_to(jnp.reshape(index, (-1, 1)), (len(tokens), 1))
+  column = jnp.broadcast_to(jnp.reshape(index, (-1, 1)), (tokens.shape[0], 1))
   return jnp.take_along_axis(tokens, column, axis=1, mode='clip')[:, 0]
 
 

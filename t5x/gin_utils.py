@@ -239,12 +239,11 @@ def _nearest_parameter(selector: str, name: str) -> str:
 
 def _registered(fn: Callable[..., T]) -> Callable[..., T]:
   """A function as gin calls it, known to gin as a part of the program."""
-  name = f'__main__.{fn.__name__}'
   try:
-    return gin.get_configurable(name)
+    return gin.get_configurable(fn)
   except ValueError:
     gin.register(fn.__name__, module='__main__')(fn)
-    return gin.get_configurable(name)
+    return gin.get_configurable(fn)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """One program for all: `python -m t5x.main --run_mode=train --gin_file=...`.
 
-Modes: train, eval, infer, precompile. Everything else is as in
+Modes: train, eval, infer, precompile, export. Everything else is as in
 `python -m t5x.<mode>`; `precompile` has no program of its own.
 """
 
@@ -13,7 +13,7 @@ from t5x import program
 
 # From mode to the function that a gin file configures; modules load on demand.
 FUNCTIONS = {'train': 'train', 'eval': 'evaluate', 'infer': 'infer',
-             'precompile': 'precompile'}
+             'precompile': 'precompile', 'export': 'save'}
 
 
 def function_of(run_mode: str) -> Callable[..., Any]:

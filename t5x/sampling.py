@@ -20,7 +20,7 @@ def topk_mask(
     x: Float[Array, 'R V'], k: int, replace_val: float = NEG_INF
 ) -> Float[Array, 'R V']:
   """Replaces everything below the k-th best; ties with it are kept."""
-  lowest = jax.lax.top_k(x, min(k, x.shape[-1]))[0][:, -1:]
+  lowest = decoding_state.top_k(x, min(k, x.shape[-1]))[0][:, -1:]
   return jnp.where(x >= lowest, x, replace_val)
 
 
@@ -231,9 +231,9 @@ def temperature_sample(
       cache=decoding_state.cache_map(
           expand, cache, apply_to_index=sampling.initial_index is not None),
       cur_token=decoding_state.token_at(tokens, start)[:, None],
-      ended=jnp.broadcast_to(start >= last, len(tokens)),
+      ended=jnp.broadcast_to(start >= last, tokens.shape[:1]),
       rng=jax.random.key(0) if decode_rng is None else decode_rng,
-      log_prob=jnp.zeros(len(tokens), jnp.float32))
+      log_prob=jnp.zeros(tokens.shape[:1], jnp.float32))
   final = jax.lax.while_loop(
       lambda state: ~jnp.all(state.ended),
       functools.partial(

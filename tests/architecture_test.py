@@ -34,10 +34,10 @@ ENGINE = {
     'loop': [
         'inspection', 'explain', 'loop', 'evaluation', 'inference_data',
         'table_files', 'file_tasks', 'inference_files', 'inference_rows',
-        'inference_loop', 'program'],
+        'inference_loop', 'export_lib', 'program'],
     'scripts': [
-        'train', 'precompile', 'eval', 'infer', 'interactive_model', 'utils',
-        'main'],
+        'train', 'precompile', 'eval', 'infer', 'interactive_model', 'export',
+        'utils', 'main'],
     'tools': ['scripts.command', 'scripts.convert_checkpoint'],
 }
 SCIENCE = {
@@ -66,6 +66,7 @@ HEAVY = ('tensorflow', 'seqio', 'gin', 'tensorflow_datasets', 'torch',
          'transformers')
 # Where TensorFlow and SeqIO may be named.
 DATA_MODULES = ('t5x.datasets', 't5x.inference_data', 't5x.file_tasks',
+                't5x.export_lib',
                 'prompt_tuning.data.rank_classification',
                 'prompt_tuning.data.few_shot',
                 'prompt_tuning.data.from_files',

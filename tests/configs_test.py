@@ -10,6 +10,7 @@ from prompt_tuning.demo import files
 import pytest
 import seqio
 from t5x import eval as eval_script
+from t5x import export
 from t5x import gin_utils
 from t5x import infer
 from t5x import precompile
@@ -243,6 +244,25 @@ def test_evaluation_and_inference_resolve(name, fn, run, output, tmp_path):
           '--gin.MIXTURE_OR_TASK_NAME=demo_film_sentiment',
           '--gin.MIXTURE_OR_TASK_MODULE=prompt_tuning.demo.tasks',
           "--gin.TASK_FEATURE_LENGTHS={'inputs': 32, 'targets': 4}")
+
+
+@pytest.mark.parametrize('run,preprocessor', [
+    ('t5x/configs/runs/export.gin', 'create_preprocessor'),
+    ('t5x/configs/runs/export_seqio.gin', 'create_preprocessor_from_task'),
+    ('runs/prompt_export.gin', 'create_preprocessor')])
+def test_exports_resolve(run, preprocessor, tmp_path, capsys):
+  prompt = tmp_path / 'prompt.npy'
+  np.save(prompt, np.zeros((10, 128), np.float32))
+  text = dry_run(
+      export.save, '--gin_file=models/demo_prompt.gin', f'--gin_file={run}',
+      f'--gin.CHECKPOINT_PATH={files.checkpoint()}',
+      '--gin.MODEL_OUTPUT_DIR=/nowhere', '--gin.MODEL_NAME=demo',
+      f'--gin.PROMPT_FILE={prompt}',
+      '--gin.MIXTURE_OR_TASK_NAME=demo_film_sentiment',
+      '--gin.MIXTURE_OR_TASK_MODULE=prompt_tuning.demo.tasks',
+      "--gin.TASK_FEATURE_LENGTHS={'inputs': 32, 'targets': 4}")
+  assert f'create_preprocessor_fn = @export_lib.{preprocessor}' in text
+  assert 'parameters: 1,445,504' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('run,macros', [

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-PROGRAMS = ('train', 'eval', 'infer')
+PROGRAMS = ('train', 'eval', 'infer', 'export')
 
 
 def _run(program, *arguments):
@@ -32,7 +32,8 @@ FAULTS = {
 @pytest.mark.slow
 @pytest.mark.parametrize('program,fault', [
     ('train', 'a macro without value'), ('eval', 'a macro without value'),
-    ('infer', 'a macro without value'), ('eval', 'an unknown file'),
+    ('infer', 'a macro without value'), ('export', 'a macro without value'),
+    ('eval', 'an unknown file'),
     ('train', 'a table of another width')])
 def test_bad_input_is_one_line_and_exit_code_2(program, fault, tmp_path):
   table = tmp_path / 'table.npy'
@@ -68,7 +69,7 @@ def test_help_says_what_there_is_to_say(program):
 @pytest.mark.slow
 @pytest.mark.parametrize('arguments,code,said', [
     ([], 1, 'run_mode'),
-    (['--run_mode=dance'], 1, 'train|eval|infer|precompile'),
+    (['--run_mode=dance'], 1, 'train|eval|infer|precompile|export'),
     (['--run_mode=train'], 2, 'error: train'),
     (['--run_mode=precompile', '--gin_file=models/demo_prompt.gin',
       '--gin_file=t5x/configs/runs/precompile.gin'], 2,
@@ -88,7 +89,7 @@ def test_a_program_with_nothing_to_do_does_not_end_well(program):
   done = _run(program)
   assert done.returncode == 2
   assert re.fullmatch(
-      r"error: \w+: (train|evaluate|infer) needs '.*; give a --gin_file .*",
+      r"error: \w+: (train|evaluate|infer|save) needs '.*; give a --gin_file.*",
       done.stderr.strip())
 
 
