@@ -36,8 +36,8 @@ ENGINE = {
         'table_files', 'file_tasks', 'inference_files', 'inference_rows',
         'inference_loop', 'export_lib', 'program'],
     'scripts': [
-        'train', 'precompile', 'eval', 'infer', 'interactive_model', 'export',
-        'utils', 'main'],
+        'train', 'precompile', 'export_batches', 'eval', 'infer',
+        'interactive_model', 'export', 'utils', 'main'],
     'tools': ['scripts.command', 'scripts.convert_checkpoint'],
 }
 SCIENCE = {
