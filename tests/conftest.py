@@ -6,11 +6,13 @@ Which warnings are excepted stands in pyproject.toml, each with its reason.
 import os
 
 # Before JAX is imported: a CPU with eight devices, so that sharding is real.
-# Compiling takes most of the time, so it is told not to try hard.
+# Compiling takes most of the time, so it is told not to try hard. A process
+# that a test starts may append another number of devices: the last one counts.
 os.environ['XLA_FLAGS'] = (
     os.environ.get('XLA_FLAGS', '')
     + ' --xla_force_host_platform_device_count=8'
-    + ' --xla_backend_optimization_level=0')
+    + ' --xla_backend_optimization_level=0'
+    + ' --xla_cpu_use_fusion_emitters=false')
 os.environ['JAX_PLATFORMS'] = 'cpu'
 # No test, nor a process that one starts, may depend on an earlier one.
 os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'
