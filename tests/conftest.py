@@ -14,10 +14,17 @@ os.environ['XLA_FLAGS'] = (
     + ' --xla_backend_optimization_level=0'
     + ' --xla_cpu_use_fusion_emitters=false')
 os.environ['JAX_PLATFORMS'] = 'cpu'
-# No test, nor a process that one starts, may depend on an earlier one.
+# No test may depend on an earlier one.
 os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'
 
+import contextlib
+import json
 import pathlib
+import select
+import signal
+import socket
+import subprocess
+import sys
 
 from flax import traverse_util
 import gin
@@ -40,6 +47,7 @@ from t5x import train_state
 from t5x import trainer as trainer_lib
 from t5x.examples.t5 import network
 
+ROOT = pathlib.Path(__file__).parents[1]
 SHARED = pathlib.Path(__file__).parents[2] / 'shared' / 'data'
 
 
@@ -181,3 +189,97 @@ class Tiny:
 def tiny() -> Tiny:
   """Builders of tiny models, batches and runs."""
   return Tiny()
+
+
+class Program:
+  """A process that runs; what it has printed is in files."""
+
+  def __init__(self, report: int, folder: pathlib.Path):
+    self._report = os.fdopen(report)
+    self._folder = folder
+    self.pid = int(self._report.readline())
+    self.returncode: int | None = None
+
+  def poll(self, seconds: float = 0) -> int | None:
+    """The exit code, negative for a signal; None if it still runs."""
+    if self.returncode is None and (
+        select.select([self._report], [], [], seconds)[0]):
+      with self._report:
+        self.returncode = int(self._report.readline())
+    return self.returncode
+
+  def wait(self, timeout: float = 300) -> int:
+    """Waits for the end; a program that takes longer is killed."""
+    try:
+      assert self.poll(timeout) is not None, f'no end: {self.output}'
+      return self.returncode
+    finally:
+      self.kill()
+
+  def send_signal(self, number: int) -> None:
+    if self.poll() is None:
+      os.kill(self.pid, number)
+
+  def kill(self) -> None:
+    self.send_signal(signal.SIGKILL)
+
+  @property
+  def stdout(self) -> str:
+    return (self._folder / 'stdout').read_text()
+
+  @property
+  def stderr(self) -> str:
+    return (self._folder / 'stderr').read_text()
+
+  @property
+  def output(self) -> str:
+    return self.stdout + self.stderr
+
+
+class Programs:
+  """Starts programs by `fork_server.py`, which has imported TensorFlow once.
+
+  They share what they compile, as they do for a user.
+  """
+
+  def __init__(self, folders: pytest.TempPathFactory):
+    self._folders = folders
+    self._socket, theirs = socket.socketpair()
+    with theirs:
+      self._server = subprocess.Popen(
+          [sys.executable, str(ROOT / 'tests/fork_server.py'),
+           str(theirs.fileno())], cwd=ROOT, pass_fds=[theirs.fileno()],
+          env=os.environ | {
+              'PYTHONPATH': os.pathsep.join(
+                  [str(ROOT), os.environ.get('PYTHONPATH', '')]),
+              'JAX_ENABLE_COMPILATION_CACHE': 'true',
+              'JAX_COMPILATION_CACHE_DIR': str(folders.mktemp('compiled')),
+              'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1'})
+
+  def start(self, *command: str, **environment: str) -> Program:
+    """`python COMMAND...` in this checkout; -m and -c are understood.
+
+    What is in the environment may be read late: JAX has read its own settings.
+    """
+    folder = self._folders.mktemp('program')
+    read, write = os.pipe()
+    with (open(folder / 'stdout', 'w') as out,
+          open(folder / 'stderr', 'w') as error):
+      socket.send_fds(self._socket, [json.dumps({
+          'command': command, 'folder': str(ROOT),
+          'environment': os.environ | environment}).encode()],
+          [out.fileno(), error.fileno(), write])
+    os.close(write)
+    return Program(read, folder)
+
+  def close(self) -> None:
+    """Ends the server, and with it what still runs."""
+    self._socket.close()
+    self._server.wait(timeout=60)
+
+
+@pytest.fixture(scope='session')
+def programs(tmp_path_factory) -> Programs:
+  """Starts programs; see `Programs.start`."""
+  with contextlib.closing(Programs(tmp_path_factory)) as made:
+    yield made

@@ -5,14 +5,13 @@ for bit: data, random numbers and programs are the same, and where the devices
 exchange something they add two numbers, whose order does not matter.
 """
 
+import functools
 import glob
 import json
 import os
 import pathlib
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -29,7 +28,9 @@ STEPS = 24
 TASK = 'demo_film_sentiment'
 TRAIN = ['--gin_file=gin/demo/source.gin',
          f'--gin.TRAIN_STEPS_RELATIVE={STEPS}', '--gin.EVAL_PERIOD=8',
-         '--gin.EVALUATOR_NUM_EXAMPLES=20', '--gin.train.stats_period=1',
+         '--gin.BATCH_SIZE=8', '--gin.EVALUATOR_NUM_EXAMPLES=20',
+         '--gin.infer_eval/utils.DatasetConfig.batch_size=20',
+         '--gin.train.stats_period=1',
          '--gin.utils.SaveCheckpointConfig.period=8']
 READ = [f'--gin.CHECKPOINT_PATH={files.checkpoint()}',
         f'--gin.MIXTURE_OR_TASK_NAME={TASK}',
@@ -49,27 +50,25 @@ def _port():
 class Cluster:
   """A program in some processes, of two devices altogether."""
 
-  def __init__(self, program, *arguments, count=2, only=None):
+  def __init__(self, programs, program, *arguments, count=2, only=None):
     """Starts it; `only` has further environment for one process by index."""
-    flags = f'--xla_force_host_platform_device_count={2 // count}'
+    devices = f' --xla_force_host_platform_device_count={2 // count}'
     joined = [] if count == 1 else [
         f'--coordinator_address=localhost:{_port()}',
         f'--process_count={count}']
     self.processes = [
-        subprocess.Popen(
-            [sys.executable, '-m', f't5x.{program}', *arguments, *joined,
-             *([f'--process_index={index}'] if joined else [])],
-            cwd=ROOT, text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=os.environ | {
-                'XLA_FLAGS': f'{flags} --xla_backend_optimization_level=0',
-                **(only or {}).get(index, {})})
+        programs.start(
+            '-m', f't5x.{program}', *arguments, *joined,
+            *([f'--process_index={index}'] if joined else []),
+            XLA_FLAGS=os.environ['XLA_FLAGS'] + devices,
+            **(only or {}).get(index, {}))
         for index in range(count)]
 
   def finish(self, code=0):
     """Waits for all; returns what they printed."""
-    outputs = [p.communicate(timeout=300)[0] for p in self.processes]
-    assert {p.returncode for p in self.processes} == {code}, outputs
+    codes = {p.wait(timeout=300) for p in self.processes}
+    outputs = [p.output for p in self.processes]
+    assert codes == {code}, outputs
     return outputs
 
   def fail(self, seconds=30):
@@ -77,12 +76,9 @@ class Cluster:
     while all(process.poll() is None for process in self.processes):
       time.sleep(0.05)
     deadline = time.monotonic() + seconds
-    try:
-      return [p.communicate(timeout=max(deadline - time.monotonic(), 0.1))[0]
-              for p in self.processes]
-    finally:
-      for process in self.processes:
-        process.kill()
+    for process in self.processes:
+      process.wait(timeout=max(deadline - time.monotonic(), 0.1))
+    return [process.output for process in self.processes]
 
   def wait_for_steps(self, model_dir, last, count=2):
     """Waits until so many steps after the last have been reported."""
@@ -90,13 +86,16 @@ class Cluster:
     while _steps(model_dir) < last + count:
       assert time.monotonic() < deadline
       for process in self.processes:
-        assert process.poll() is None, process.stdout.read()
+        assert process.poll() is None, process.output
       time.sleep(0.002)
 
 
-def _train(model_dir, *extra, **options):
-  return Cluster(
-      'train', *TRAIN, f'--gin.MODEL_DIR={model_dir}', *extra, **options)
+@pytest.fixture(scope='module')
+def train(programs):
+  """Starts a run."""
+  return lambda model_dir, *extra, **options: Cluster(
+      programs, 'train', *TRAIN, f'--gin.MODEL_DIR={model_dir}', *extra,
+      **options)
 
 
 def _steps(model_dir):
@@ -123,15 +122,16 @@ def _assert_same_run(found, expected, steps=STEPS):
 
 
 @pytest.fixture(scope='module')
-def alone(tmp_path_factory):
+def alone(train, tmp_path_factory):
   """The run in one process of two devices."""
   folder = tmp_path_factory.mktemp('alone')
-  _train(folder, count=1).finish()
+  train(folder, count=1).finish()
   return folder
 
 
-def test_two_processes_train_as_one_and_the_first_one_speaks(alone, tmp_path):
-  first, second = _train(tmp_path).finish()
+def test_two_processes_train_as_one_and_the_first_one_speaks(
+    train, alone, tmp_path):
+  first, second = train(tmp_path).finish()
   _assert_same_run(tmp_path, alone)
   assert 'accuracy' in first and 'accuracy' not in second
   assert [row['step'] - FIRST
@@ -140,11 +140,12 @@ def test_two_processes_train_as_one_and_the_first_one_speaks(alone, tmp_path):
   assert checkpoints.all_steps(str(tmp_path)) == [FIRST + STEPS]
 
 
-def test_stopped_and_killed_in_every_way_it_equals_unbroken(alone, tmp_path):
+def test_stopped_and_killed_in_every_way_it_equals_unbroken(
+    train, alone, tmp_path):
   # As a scheduler does it: every process is told, or only one is.
   for told in ((0, 1), (1,)):
     last = _steps(tmp_path)
-    cluster = _train(tmp_path)
+    cluster = train(tmp_path)
     cluster.wait_for_steps(tmp_path, last)
     for index in told:
       cluster.processes[index].send_signal(signal.SIGTERM)
@@ -154,20 +155,20 @@ def test_stopped_and_killed_in_every_way_it_equals_unbroken(alone, tmp_path):
   # As hardware does it. The other process ends on its own, soon.
   for killed in (1, 0):
     last = _steps(tmp_path)
-    cluster = _train(tmp_path)
+    cluster = train(tmp_path)
     cluster.wait_for_steps(tmp_path, last)
     cluster.processes[killed].kill()
     cluster.fail()
     assert all(process.returncode for process in cluster.processes)
   # The number of processes may change.
-  _train(tmp_path, count=1).finish()
+  train(tmp_path, count=1).finish()
   _assert_same_run(tmp_path, alone)
 
 
-def test_a_model_is_cut_over_processes(tmp_path):
+def test_a_model_is_cut_over_processes(train, tmp_path):
   cut = [MODEL_CUT, '--gin.TRAIN_STEPS_RELATIVE=8']
   for count in (1, 2):
-    _train(tmp_path / str(count), *cut, count=count).finish()
+    train(tmp_path / str(count), *cut, count=count).finish()
   _assert_same_run(tmp_path / '2', tmp_path / '1', steps=8)
   info = (tmp_path / '2' / 'model-info.txt').read_text()
   assert "'model'" in info
@@ -182,10 +183,16 @@ def prompt(tmp_path_factory):
   return path
 
 
-def _read(program, prompt, folder, count, *extra):
+@pytest.fixture(scope='module')
+def read(programs, prompt):
+  """Evaluates or infers."""
+  return functools.partial(_read, programs, prompt)
+
+
+def _read(programs, prompt, program, folder, count, *extra):
   name = {'eval': 'EVAL', 'infer': 'INFER'}[program]
   return Cluster(
-      program, '--gin_file=models/demo_prompt.gin',
+      programs, program, '--gin_file=models/demo_prompt.gin',
       '--gin_file=models/decoding/greedy.gin',
       f'--gin_file=runs/prompt_{program}.gin', f'--gin.PROMPT_FILE={prompt}',
       f'--gin.{name}_OUTPUT_DIR={folder}', *READ, *extra, count=count).finish()
@@ -194,9 +201,9 @@ def _read(program, prompt, folder, count, *extra):
 MODEL_CUT = '--gin.PjitPartitioner.num_partitions=2'
 
 
-def test_two_processes_evaluate_as_one(prompt, tmp_path):
-  _read('eval', prompt, tmp_path / '1', 1)
-  _read('eval', prompt, tmp_path / '2', 2, MODEL_CUT)
+def test_two_processes_evaluate_as_one(read, tmp_path):
+  read('eval', tmp_path / '1', 1)
+  read('eval', tmp_path / '2', 2, MODEL_CUT)
   one, two = (_rows(tmp_path / name / f'inference_eval/{TASK}-metrics.jsonl')
               for name in '12')
   assert one == two and len(one) == 1
@@ -204,11 +211,11 @@ def test_two_processes_evaluate_as_one(prompt, tmp_path):
 
 @pytest.mark.parametrize('mode,extra', [
     ('predict', [MODEL_CUT]), ('score', [])])
-def test_two_processes_infer_as_one(prompt, tmp_path, mode, extra):
+def test_two_processes_infer_as_one(read, tmp_path, mode, extra):
   found = []
   for count in (1, 2):
     folder = tmp_path / str(count)
-    _read('infer', prompt, folder, count, f"--gin.infer.mode='{mode}'", *extra)
+    read('infer', folder, count, f"--gin.infer.mode='{mode}'", *extra)
     # Shards may be named and cut in any way.
     found.append([
         json.loads(line)
@@ -228,7 +235,7 @@ FAILURES = {
 
 
 @pytest.mark.parametrize('what', FAILURES)
-def test_one_process_fails_and_all_say_why(tmp_path, what):
+def test_one_process_fails_and_all_say_why(train, tmp_path, what):
   index, code, said = FAILURES[what]
   folder = tmp_path / 'tasks'
   folder.mkdir()
@@ -243,7 +250,7 @@ def test_one_process_fails_and_all_say_why(tmp_path, what):
     blocked.write_text('not a folder')
   else:
     del only[index]
-  cluster = _train(
+  cluster = train(
       run, '--gin.MIXTURE_OR_TASK_MODULE=own_tasks', only=only)
   outputs = cluster.fail()
   assert [p.returncode for p in cluster.processes] == [code, code], outputs

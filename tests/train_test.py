@@ -1,7 +1,6 @@
 """The command line as users run it: learn, resume, stop, refuse."""
 
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -32,8 +31,10 @@ RUN = [
     f'--gin.MIXTURE_OR_TASK_NAME={TASK}',
     '--gin.TRAIN_STEPS_RELATIVE=9',
     '--gin.EVAL_PERIOD=6',
+    '--gin.BATCH_SIZE=8',
     '--gin.RANDOM_SEED=3',
     '--gin.EVALUATOR_NUM_EXAMPLES=40',
+    '--gin.infer_eval/utils.DatasetConfig.batch_size=40',
     '--gin.utils.SaveCheckpointConfig.period=3',
     '--gin.train.stats_period=1',
 ]
@@ -45,13 +46,11 @@ def run(model_dir, *extra, arguments=None):
       *(arguments or RUN), f'--gin.MODEL_DIR={model_dir}', *extra])
 
 
-def start(model_dir, *extra):
+@pytest.fixture(scope='module')
+def start(programs):
   """Trains in a process of its own."""
-  return subprocess.Popen(
-      [sys.executable, '-m', 't5x.train', *RUN,
-       f'--gin.MODEL_DIR={model_dir}', *extra],
-      cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-      env=os.environ | {'XLA_FLAGS': os.environ['XLA_FLAGS']})
+  return lambda model_dir, *extra: programs.start(
+      '-m', 't5x.train', *RUN, f'--gin.MODEL_DIR={model_dir}', *extra)
 
 
 def rows(model_dir, name='train/metrics.jsonl'):
@@ -76,11 +75,11 @@ def prompt(model_dir, step):
 
 @pytest.fixture(scope='module')
 def unbroken(tmp_path_factory):
-  """A run that was never stopped, in a process of its own."""
+  """A run that was never stopped, in an interpreter of its own."""
   folder = tmp_path_factory.mktemp('unbroken')
-  process = start(folder)
-  output, _ = process.communicate(timeout=300)
-  assert process.returncode == 0, output
+  subprocess.run(
+      [sys.executable, '-m', 't5x.train', *RUN, f'--gin.MODEL_DIR={folder}'],
+      cwd=ROOT, check=True, timeout=300)
   return folder
 
 
@@ -145,34 +144,19 @@ MOMENTS = {
 }
 
 
-def interrupt(folder, moment, *signals):
-  """Starts a run and sends it signals as soon as it has got that far.
+def interrupt(process, folder, moment, *signals):
+  """Sends a run signals as soon as it has got that far.
 
   Returns:
-    Its exit code, what it printed, and the seconds from signal to end; None
-    for a run that was over before.
+    Its exit code and what it printed.
   """
-  process = start(folder)
   deadline = time.monotonic() + 200
-  try:
-    while not MOMENTS[moment](folder) and process.poll() is None:
-      assert time.monotonic() < deadline
-      time.sleep(0.001)
-    began = time.monotonic()
-    for number in signals:
-      process.send_signal(number)
-      time.sleep(0.01)
-    output, _ = process.communicate(timeout=200)
-    return process.returncode, output, time.monotonic() - began
-  finally:
-    process.kill()
-
-
-def finish(folder):
-  """Starts a run and lets it end."""
-  process = start(folder)
-  output, _ = process.communicate(timeout=300)
-  assert process.returncode == 0, output
+  while not MOMENTS[moment](folder) and process.poll(0.001) is None:
+    assert time.monotonic() < deadline
+  for number in signals:
+    process.send_signal(number)
+    time.sleep(0.01)
+  return process.wait(200), process.output
 
 
 # Each row is one run that is killed at one moment after the other.
@@ -182,24 +166,26 @@ def finish(folder):
     ('saving first', 'evaluating', 'evaluating', 'ending')],
     ids=lambda moments: moments[0])
 def test_killed_at_any_moment_and_resumed_equals_unbroken(
-    unbroken, tmp_path, moments):
+    unbroken, start, tmp_path, moments):
   for moment in moments:
-    code, output, _ = interrupt(tmp_path, moment, signal.SIGKILL)
+    code, output = interrupt(start(tmp_path), tmp_path, moment, signal.SIGKILL)
     assert code == -signal.SIGKILL, output
-  finish(tmp_path)
+  last = start(tmp_path)
+  assert last.wait() == 0, last.output
   assert_same_run(unbroken, tmp_path)
 
 
 @pytest.mark.slow
-def test_sigterm_saves_where_it_is_and_resumes(unbroken, tmp_path):
+def test_sigterm_saves_where_it_is_and_resumes(unbroken, start, tmp_path):
   for moment in ('evaluating first', 'stepping', 'evaluating'):
     before = checkpoints.latest_step(str(tmp_path)) or 0
     # Told twice, it still saves.
-    code, output, _ = interrupt(
-        tmp_path, moment, signal.SIGTERM, signal.SIGTERM)
+    code, output = interrupt(
+        start(tmp_path), tmp_path, moment, signal.SIGTERM, signal.SIGTERM)
     assert code == 143 and 'Traceback' not in output, output
     assert before < checkpoints.latest_step(str(tmp_path)) < FIRST + 9
-  finish(tmp_path)
+  last = start(tmp_path)
+  assert last.wait() == 0, last.output
   # The stopped run has saved more often, at steps of its own.
   assert_same_run(unbroken, tmp_path)
 
@@ -239,6 +225,7 @@ def test_spot_starts_from_the_file_of_another_run(unbroken, tmp_path):
 def test_a_prompt_learns(tmp_path):
   run(tmp_path, '--gin.TRAIN_STEPS_RELATIVE=150', '--gin.EVAL_PERIOD=150',
       '--gin.EVALUATOR_NUM_EXAMPLES=200', '--gin.train.stats_period=50',
+      '--gin.BATCH_SIZE=32',
       '--gin.utils.SaveCheckpointConfig.period=150')
   first, last = rows(tmp_path, EVALUATED)
   assert first['accuracy'] < 60
@@ -305,10 +292,10 @@ def test_bad_input_is_refused_before_anything_is_written(what, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_program_exits_with_one_line(tmp_path):
+def test_the_program_exits_with_one_line(start, tmp_path):
   process = start(tmp_path / 'run', "--gin.PROMPT_REGEX=['.*/promt/.*']")
-  output, _ = process.communicate(timeout=120)
-  assert process.returncode == 2
+  assert process.wait() == 2
+  output = process.output
   assert output.strip().startswith('error: ')
   assert 'Traceback' not in output and len(output.strip().splitlines()) == 1
 
