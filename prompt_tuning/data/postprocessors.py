@@ -14,9 +14,10 @@ from prompt_tuning.data import constants
 Example = Mapping[str, Any]
 
 # Words that do not tell one referent from another.
-_DETERMINERS = frozenset(
-    'a an the this that these those my your his her our their some many '
-    'much few each every which whose'.split())
+_DETERMINERS = frozenset((
+    'a', 'an', 'the', 'this', 'that', 'these', 'those', 'my', 'your', 'his',
+    'her', 'our', 'their', 'some', 'many', 'much', 'few', 'each', 'every',
+    'which', 'whose'))
 
 
 def as_text(value: str | bytes) -> str:

@@ -1,0 +1,1 @@
+"""Prompts of one model used with another."""

@@ -1,0 +1,1 @@
+"""SeqIO tasks, preprocessors and metrics of prompt recycling."""

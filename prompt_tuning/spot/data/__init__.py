@@ -1,0 +1,1 @@
+"""SeqIO tasks and preprocessors of SPoT."""
