@@ -17,7 +17,7 @@ prefix_lm = noise.prefix_lm
 def _qa(
     question: tf.Tensor, context: tf.Tensor, answer: tf.Tensor,
     answers: tf.Tensor, task_name: str | None = None,
-) -> text_formats.Example:
+) -> dict[str, tf.Tensor]:
   """Question answering in SQuAD's format."""
   question = text_formats.pad_punctuation(question)
   context = text_formats.pad_punctuation(context)

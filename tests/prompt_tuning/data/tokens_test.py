@@ -84,10 +84,9 @@ def test_text_is_cut_and_nothing_is_lost(make):
 def test_the_seed_of_the_task_decides(make):
   def once(seed):
     return run(
-        lambda: make(documents(60, 60), {'inputs': 61}, features()), seed)
+        lambda: make(documents(*[60] * 5), {'inputs': 61}, features()), seed)
   assert once(1) == once(1) != once(2)
-  first, second = once(1)
-  assert first['inputs'] != second['inputs']
+  assert len({tuple(x['inputs']) for x in once(1)}) > 3
 
 
 @pytest.mark.parametrize('make', NOISE)
@@ -141,10 +140,10 @@ def test_lengths_of_spans_are_all_alike_likely():
   masks = collections.Counter(
       tuple(noise.span_mask(
           tf.constant(6), tf.constant([[seed, 1], [seed, 2]]), 0.5, 1.5
-      ).numpy()) for seed in range(400))
+      ).numpy()) for seed in range(200))
   # Three kept and three noisy tokens in two spans each: 2 x 2 ways.
   assert len(masks) == 4
-  assert all(70 < count < 130 for count in masks.values())
+  assert all(30 < count < 70 for count in masks.values())
 
 
 def test_tokens_are_deleted_with_their_chance():
