@@ -1,0 +1,1 @@
+"""Variants of prompts and of their training."""

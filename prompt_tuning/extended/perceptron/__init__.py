@@ -1,0 +1,1 @@
+"""Training that compares the labels of an example."""

@@ -1,0 +1,1 @@
+"""Tasks of which an example holds every label."""
