@@ -25,6 +25,13 @@ _WSC_REPAIRS = (
      'to use', ' ', ',', ' but really for now, what more could they wish for?'),
 )
 
+# English names of the languages of WMT.
+_LANGUAGES = {
+    'cs': 'Czech', 'de': 'German', 'en': 'English', 'et': 'Estonian',
+    'fi': 'Finnish', 'fr': 'French', 'gu': 'Gujarati', 'hi': 'Hindi',
+    'kk': 'Kazakh', 'lt': 'Lithuanian', 'lv': 'Latvian', 'ro': 'Romanian',
+    'ru': 'Russian', 'tr': 'Turkish', 'zh': 'Chinese'}
+
 
 def field(example: Example, key: str) -> tf.Tensor:
   """A field of an example.
@@ -178,6 +185,33 @@ def summarize(x: Example, article_key: str, summary_key: str) -> Example:
           ['summarize:', field(x, article_key)], separator=' '),
       'targets': field(x, summary_key),
   }
+
+
+@seqio.map_over_dataset
+def translate(
+    x: Example, source_language: str, target_language: str) -> Example:
+  """Translation: 'translate English to German: ...'.
+
+  Args:
+    x: an example with a text under the code of each language.
+    source_language: code of the language to translate from, as 'en'.
+    target_language: code of the language to translate to.
+
+  Returns:
+    `inputs` and `targets`.
+
+  Raises:
+    ValueError: for a language without a known English name.
+  """
+  for language in (source_language, target_language):
+    if language not in _LANGUAGES:
+      raise ValueError(
+          f'translate: the English name of {language!r} is not known; expected '
+          f'one of {sorted(_LANGUAGES)}.')
+  task = (f'translate {_LANGUAGES[source_language]} to '
+          f'{_LANGUAGES[target_language]}: ')
+  return {'inputs': tf.strings.join([task, field(x, source_language)]),
+          'targets': field(x, target_language)}
 
 
 def record_inputs(x: Example) -> tf.Tensor:

@@ -59,10 +59,12 @@ def test_mean_f1_of_classes(count):
 
 
 def test_mean_f1_is_over_all_classes():
-  # Classes have F1 1, 2/3 and 0: one was seen as no class, one never is.
+  # What is no class lowers that of the class missed, and is none itself.
   mean = metrics.mean_multiclass_f1(num_classes=3)
-  assert mean([0, 1, 1], [0, 1, -1]) == {
-      'mean_3class_f1': pytest.approx(100 * (1 + 2 / 3 + 0) / 3)}
+  assert mean([0, 1, 2, 2], [0, 1, 2, -1]) == {
+      'mean_3class_f1': pytest.approx(100 * (1 + 1 + 2 / 3) / 3)}
+  # A class that is nowhere has none.
+  assert mean([0, 1], [0, 1]) == {'mean_3class_f1': pytest.approx(200 / 3)}
 
 
 @pytest.mark.parametrize('count', [2, 4])
@@ -129,6 +131,14 @@ def test_record_counts_a_query_once():
       'em': 50.0, 'f1': pytest.approx(100 * (1 + 2 / 3) / 2)}
   assert metrics.deduplicate_metric(metrics.squad)(
       targets, found) == qa_metrics.record(targets, found)
+
+
+def test_the_first_of_a_group_counts():
+  targets = [{'value': 1, 'group': 0}, {'value': 1, 'group': 0}]
+  found = [{'value': 1}, {'value': 0}]
+  first = metrics.deduplicate_metric(metrics.accuracy)
+  assert first(targets, found) == {'accuracy': 100.0}
+  assert first(targets, found[::-1]) == {'accuracy': 0.0}
 
 
 @pytest.mark.parametrize('normalize, text, expected', [

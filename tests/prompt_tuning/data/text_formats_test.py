@@ -37,8 +37,10 @@ TEXTS = {'sentence1': 'A  b.', 'sentence2': 'C', 'label': 1, 'idx': 9}
 CASES = {
     'glue sorts its texts and leaves them as they are': (
         text_formats.glue,
-        {'benchmark_name': 'mrpc', 'label_names': ['no', 'yes']}, TEXTS,
-        {'inputs': 'mrpc sentence1: A  b. sentence2: C', 'targets': 'yes',
+        {'benchmark_name': 'mrpc', 'label_names': ['no', 'yes']},
+        {'c': '3', 'e': '5', 'b': '2 .', 'd': '4', 'a': '1  1', 'label': 1,
+         'idx': 9},
+        {'inputs': 'mrpc a: 1  1 b: 2 . c: 3 d: 4 e: 5', 'targets': 'yes',
          'idx': 9}),
     'glue in the order named, with no label': (
         text_formats.glue,
@@ -88,6 +90,12 @@ CASES = {
         {'article_key': 'document', 'summary_key': 'gist'},
         {'document': 'Long.\nText', 'gist': 'Short'},
         {'inputs': 'summarize: Long.\nText', 'targets': 'Short'}),
+    'translate': (
+        text_formats.translate,
+        {'source_language': 'en', 'target_language': 'de'},
+        {'en': 'That  is good.', 'de': 'Das ist gut.'},
+        {'inputs': 'translate English to German: That  is good.',
+         'targets': 'Das ist gut.'}),
     'rekey': (
         text_formats.rekey, {'key_map': {'inputs': None, 'targets': 'text'}},
         {'text': 'T', 'url': 'U'}, {'inputs': '', 'targets': 'T'}),
@@ -240,6 +248,12 @@ def test_a_label_outside_the_words_is_an_error(mapped):
 def test_a_missing_field_is_named(preprocessor, options, mapped):
   with pytest.raises(ValueError, match=r"no field 'none'.*\['a', 'label'\]"):
     mapped(preprocessor, {'a': 'A', 'label': 0}, **options)
+
+
+def test_a_language_without_a_name_is_an_error(mapped):
+  with pytest.raises(ValueError, match=r"'xx' is not known.*'cs', 'de'"):
+    mapped(text_formats.translate, {'en': 'A', 'xx': 'B'},
+           source_language='en', target_language='xx')
 
 
 def test_joining_none_of_the_fields_is_an_error(mapped):
