@@ -209,12 +209,28 @@ def first_example(
   if not rows:
     return [f'first example: {_name(config)} has none in {config.split!r}']
   features = datasets.get_mixture_or_task(config).output_features
-  limits = config.task_feature_lengths or {}
-  lines = [f'first example of {_name(config)}, split {config.split}:']
+  return [f'first example of {_name(config)}, split {config.split}:',
+          *example(rows[0], features, config.task_feature_lengths)]
+
+
+def example(
+    row: Row, features: Mapping[str, Any], limits: Mapping[str, int] | None
+) -> list[str]:
+  """An example as a model sees it, two lines per feature.
+
+  Args:
+    row: its features, not cut.
+    features: SeqIO features, for their vocabularies.
+    limits: tokens per feature; None cuts nothing.
+
+  Returns:
+    Lines of text.
+  """
+  lines = []
   for name, feature in features.items():
-    if name in rows[0]:
-      lines += _feature(name, rows[0][name], feature.vocabulary,
-                        limits.get(name))
+    if name in row:
+      lines += _feature(
+          name, row[name], feature.vocabulary, (limits or {}).get(name))
   return lines
 
 

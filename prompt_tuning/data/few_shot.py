@@ -68,15 +68,10 @@ def task(
       return source.name
     name = source.name + ending
     if name not in seqio.TaskRegistry.names():
-      seqio.TaskRegistry.add(
-          name,
-          source=FewShotSource(
-              source.source, split, count, class_field=class_field, seed=seed),
-          preprocessors=source.preprocessors,
-          output_features=source.output_features,
-          postprocess_fn=source.postprocess_fn,
-          metric_fns=source.metric_fns,
-          metric_objs=source.metric_objs)
+      seqio.TaskRegistry.add_provider(name, source.replace(
+          name=name, source=FewShotSource(
+              source.source, split, count, class_field=class_field,
+              seed=seed)))
     return name
 
   if isinstance(provider, seqio.Task):
