@@ -18,6 +18,10 @@ DEPENDENCIES = [
     'optax>=0.2.8,<0.3',
     'orbax-checkpoint>=0.12.4,<0.13',
     'rich>=14,<16',
+    'rouge-score>=0.1.2,<0.2',
+    'sacrebleu>=2.5.1,<3',
+    'scikit-learn>=1.6,<2',
+    'scipy>=1.16,<2',
     'sentencepiece>=0.2.3,<0.3',
     'seqio>=0.0.20,<0.0.21',
     'tensorboard>=2.21,<2.22',
@@ -34,7 +38,6 @@ EXTRAS = {
         'pytest>=9,<10',
         'pyyaml>=6,<7',
         'ruff>=0.16,<0.18',
-        'scipy>=1.16,<2',
         'setuptools>=77',
     ],
     # Live comparisons. For the CPU build of torch install it first:

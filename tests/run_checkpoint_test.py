@@ -5,6 +5,7 @@ import pathlib
 
 import numpy as np
 from prompt_tuning import interactive_model
+from prompt_tuning.data import label_metrics
 from prompt_tuning.demo import files
 from prompt_tuning.demo import tasks
 import pytest
@@ -169,7 +170,8 @@ def test_a_notebook_says_what_the_command_line_writes(run, made, tmp_path):
   assert predictions == rows and len(aux['scores']) == len(rows)
   as_mappings = [{'input': text, 'target': label} for text, label in EXAMPLES]
   found = asked.evaluate(as_mappings, [
-      tasks.accuracy, lambda targets, scores: {'mean': np.mean(scores)}])
+      label_metrics.accuracy,
+      lambda targets, scores: {'mean': np.mean(scores)}])
   right = [p == label for p, (_, label) in zip(rows, EXAMPLES, strict=True)]
   assert found == {'accuracy': 100 * np.mean(right), 'mean': np.mean(scored)}
 

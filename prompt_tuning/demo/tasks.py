@@ -10,6 +10,7 @@ import pathlib
 import random
 from typing import Any
 
+from prompt_tuning.data import label_metrics
 from prompt_tuning.data import rank_classification
 from prompt_tuning.demo import language
 import seqio
@@ -211,12 +212,6 @@ class GeneratedDataSource(seqio.DataSource):
         {'inputs': list(inputs), 'targets': list(targets)})
 
 
-def accuracy(targets: Sequence[str], predictions: Sequence[str]) -> dict:
-  """The share of predictions that are exactly the target, in percent."""
-  right = sum(t == p for t, p in zip(targets, predictions, strict=True))
-  return {'accuracy': 100.0 * right / len(targets)}
-
-
 def features() -> dict[str, seqio.Feature]:
   """Both features in the demo's vocabulary, ended by the end token."""
   return {name: seqio.Feature(vocabulary(), add_eos=True)
@@ -234,7 +229,7 @@ def register(task: DemoTask) -> None:
       source=source,
       preprocessors=to_tokens,
       output_features=features(),
-      metric_fns=[accuracy])
+      metric_fns=[label_metrics.accuracy])
   seqio.TaskRegistry.add(
       f'{task.name}_rank',
       source=source,
