@@ -2,6 +2,7 @@ import functools
 
 import numpy as np
 from prompt_tuning.data import descriptions
+from prompt_tuning.data import metrics
 from prompt_tuning.demo import tasks
 from prompt_tuning.scripts import show_tasks
 import pytest
@@ -41,7 +42,7 @@ def test_a_tfds_task_is_described_without_opening_it():
       postprocess_fn=functools.partial(
           wrapped, postprocess_func=functools.partial(
               classes, label_classes=('no', 'yes'))),
-      metric_fns=[functools.partial(tasks.accuracy)])
+      metric_fns=[functools.partial(metrics.accuracy)])
   assert descriptions.describe(task) == descriptions.TaskDescription(
       'described', 'no_such_dataset/config:1.0.0', ['train', 'validation'],
       ['accuracy'], ['no', 'yes'])

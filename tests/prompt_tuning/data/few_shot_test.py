@@ -2,6 +2,7 @@ import collections
 
 import numpy as np
 from prompt_tuning.data import few_shot
+from prompt_tuning.data import metrics
 from prompt_tuning.demo import tasks
 import pytest
 import seqio
@@ -28,7 +29,7 @@ def registered():
     seqio.TaskRegistry.add(
         name, source=seqio.FunctionDataSource(_rows, splits=splits),
         preprocessors=[seqio.preprocessors.tokenize],
-        output_features=tasks.features(), metric_fns=[tasks.accuracy])
+        output_features=tasks.features(), metric_fns=[metrics.accuracy])
   seqio.MixtureRegistry.add('few_shot_test_mixture', [
       (NAMES[0], 3.0), (NAMES[1], 1.0)])
   yield
@@ -59,7 +60,7 @@ def test_every_class_has_its_examples():
     for field, value in whole.items():
       np.testing.assert_array_equal(row[field], value)
       assert np.asarray(row[field]).dtype == np.asarray(value).dtype
-  assert seqio.TaskRegistry.get(name).metric_fns == [tasks.accuracy]
+  assert seqio.TaskRegistry.get(name).metric_fns == [metrics.accuracy]
 
 
 def test_the_draw_follows_the_seed_alone():

@@ -1,10 +1,13 @@
 import json
 
 from prompt_tuning.data import from_files
+from prompt_tuning.data import metrics
 from prompt_tuning.demo import tasks
 import pytest
 import seqio
 from t5x import datasets
+from t5x import program
+from t5x import train
 
 ROWS = [('is it good', 1), ('is it bad', 0), ('why {not}', 1)]
 LABELS = ['no', 'yes']
@@ -65,7 +68,7 @@ def test_the_name_follows_what_makes_the_task(tmp_path):
       _task({'train': path}, name='mine'),
       _task({'train': path}, 'now: {q}', labels=LABELS, name='mine'),
       _task({'train': path}, labels=LABELS, name='mine',
-            metrics=[tasks.accuracy]),
+            metrics=[metrics.accuracy]),
       _task({'train': _file(tmp_path, CONTENTS['jsonl'] * 2)}, labels=LABELS,
             name='mine')]
   assert len({name, *others}) == 1 + len(others)
@@ -102,3 +105,34 @@ def test_missing_columns_and_files_are_named(tmp_path):
     _task({'train': '/no.csv'})
   with pytest.raises(datasets.DatasetError, match='files is empty'):
     _task({})
+
+
+@pytest.mark.slow
+def test_a_prompt_is_trained_and_evaluated_on_files(tmp_path):
+  rows = tasks.examples(tasks.SOURCES[0], 'validation')[:64]
+  paths = {}
+  for split, part in (('train', rows[:32]), ('test', rows[32:])):
+    path = tmp_path / f'{split}.jsonl'
+    path.write_text(''.join(
+        json.dumps({'text': text, 'good': label == 'yes'}) + '\n'
+        for text, label in part))
+    paths[split] = str(path)
+  program.run_command(train.train, [
+      '--gin_file=models/demo_prompt.gin',
+      '--gin_file=models/decoding/greedy.gin',
+      '--gin_file=prompts/from_sampled_vocab.gin',
+      '--gin_file=runs/demo_finetune.gin', '--gin_file=runs/from_files.gin',
+      f'--gin.FILES={paths}', "--gin.INPUTS='{text}'", "--gin.TARGETS='{good}'",
+      "--gin.LABELS={'false': 'no', 'true': 'yes'}",
+      '--gin.TRAIN_STEPS_RELATIVE=2', '--gin.EVAL_PERIOD=2',
+      '--gin.RANDOM_SEED=0', f'--gin.MODEL_DIR={tmp_path}/run'])
+  (file,) = (tmp_path / 'run' / 'inference_eval').glob(
+      'from_files_*-metrics.jsonl')
+  *_, last = (json.loads(line) for line in file.read_text().splitlines())
+  (written,) = (tmp_path / 'run' / 'inference_eval').glob(
+      f'from_files_*-{last["step"]:06}.jsonl')
+  shown = [json.loads(line) for line in written.read_text().splitlines()]
+  assert len(shown) == 32
+  right = [row['prediction'] == row['target'] for row in shown]
+  assert last['accuracy'] == pytest.approx(100 * sum(right) / 32)
+  assert {row['target'] for row in shown} == {'no', 'yes'}
