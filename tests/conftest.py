@@ -4,6 +4,7 @@ Which warnings are excepted stands in pyproject.toml, each with its reason.
 """
 
 import os
+import tempfile
 
 # Before JAX is imported: a CPU with eight devices, so that sharding is real.
 # Compiling takes most of the time, so it is told not to try hard. A process
@@ -14,13 +15,16 @@ os.environ['XLA_FLAGS'] = (
     + ' --xla_backend_optimization_level=0'
     + ' --xla_cpu_use_fusion_emitters=false')
 os.environ['JAX_PLATFORMS'] = 'cpu'
-# No test may depend on an earlier one.
-os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'
+# Tests, and the processes that they start, compile the same programs again and
+# again: these are kept, for as long as the tests run.
+os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='compiled-')
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 
 import contextlib
 import json
 import pathlib
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -49,6 +53,11 @@ from t5x.examples.t5 import network
 
 ROOT = pathlib.Path(__file__).parents[1]
 SHARED = pathlib.Path(__file__).parents[2] / 'shared' / 'data'
+
+
+def pytest_unconfigure():
+  """Removes what has been compiled."""
+  shutil.rmtree(os.environ['JAX_COMPILATION_CACHE_DIR'])
 
 
 @pytest.fixture(autouse=True)
@@ -143,17 +152,21 @@ class Tiny:
     return jax.tree.map(
         jnp.asarray, train_state.nested(self.values(infos, seed)))
 
-  def start(self, model, partitions=1, first_step=0, seed=0, **trainer):
-    """A trainer and a fresh state."""
+  def trainer(self, model, partitions=1, first_step=0, seed=0, **options):
+    """A trainer."""
     partitioner = partitioning.PjitPartitioner(
         partitions, logical_axis_rules=partitioning.standard_logical_axis_rules(
             additional_rules=(('prompt', None), ('prompt_embed', None))))
-    made = trainer_lib.Trainer(
+    return trainer_lib.Trainer(
         model, partitioner, first_step=first_step,
         base_key=jax.random.key(seed + 1),
-        learning_rate_fn=lambda step: jnp.float32(0.3), **trainer)
+        learning_rate_fn=lambda step: jnp.float32(0.3), **options)
+
+  def start(self, model, partitions=1, first_step=0, seed=0, **options):
+    """A trainer and a fresh state."""
+    made = self.trainer(model, partitions, first_step, seed, **options)
     infos = self.infos(model)
-    placement = train_state.shardings(infos, partitioner)
+    placement = train_state.shardings(infos, made.partitioner)
     template = train_state.template(infos, placement, made.optimizer)
     values = jax.device_put(self.values(infos, seed), placement)
     return made, train_state.create(
@@ -237,10 +250,7 @@ class Program:
 
 
 class Programs:
-  """Starts programs by `fork_server.py`, which has imported TensorFlow once.
-
-  They share what they compile, as they do for a user.
-  """
+  """Starts programs by `fork_server.py`, which has imported TensorFlow once."""
 
   def __init__(self, folders: pytest.TempPathFactory):
     self._folders = folders
@@ -249,12 +259,8 @@ class Programs:
       self._server = subprocess.Popen(
           [sys.executable, str(ROOT / 'tests/fork_server.py'),
            str(theirs.fileno())], cwd=ROOT, pass_fds=[theirs.fileno()],
-          env=os.environ | {
-              'PYTHONPATH': os.pathsep.join(
-                  [str(ROOT), os.environ.get('PYTHONPATH', '')]),
-              'JAX_ENABLE_COMPILATION_CACHE': 'true',
-              'JAX_COMPILATION_CACHE_DIR': str(folders.mktemp('compiled')),
-              'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1'})
+          env=os.environ | {'PYTHONPATH': os.pathsep.join(
+              [str(ROOT), os.environ.get('PYTHONPATH', '')])})
 
   def start(self, *command: str, **environment: str) -> Program:
     """`python COMMAND...` in this checkout; -m and -c are understood.

@@ -1,5 +1,7 @@
 """A step that is compiled ahead is the one that training then asks for."""
 
+import contextlib
+
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 import numpy as np
@@ -20,22 +22,30 @@ AHEAD = ['--gin_file=t5x/configs/runs/precompile.gin', *RUN,
          '--gin.partitioning.PjitPartitioner.backend=None']
 
 
+@contextlib.contextmanager
+def _jax_with(**settings):
+  """JAX's settings, for a while."""
+  def update(values):
+    for name, value in values.items():
+      jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+  before = {name: getattr(jax.config, name) for name in settings}
+  update(settings)
+  try:
+    yield
+  finally:
+    update(before)
+
+
 @pytest.fixture
 def kept(tmp_path):
   """Compiled programs are kept, in a folder of the test's own."""
-  settings = {'jax_enable_compilation_cache': True,
-              'jax_compilation_cache_dir': str(tmp_path / 'kept'),
-              'jax_persistent_cache_min_compile_time_secs': 0.0}
-  before = {name: getattr(jax.config, name) for name in settings}
-  for name, value in settings.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
-  yield lambda: {path.name for path in (tmp_path / 'kept').iterdir()
-                 if path.name.startswith('jit_moving_step-')
-                 and path.name.endswith('-cache')}
-  for name, value in before.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
+  with _jax_with(jax_compilation_cache_dir=str(tmp_path / 'kept'),
+                 jax_persistent_cache_min_compile_time_secs=0.0):
+    yield lambda: {path.name for path in (tmp_path / 'kept').iterdir()
+                   if path.name.startswith('jit_moving_step-')
+                   and path.name.endswith('-cache')}
 
 
 def test_training_finds_its_step(kept, tmp_path, monkeypatch):
@@ -56,8 +66,9 @@ def test_the_programs_and_the_devices_are_written(tmp_path, capsys):
   program.run_command(precompile.precompile, [*run, '--dry_run'])
   assert 'of which trained: 1,280 in 1' in capsys.readouterr().out
   assert not (tmp_path / 'run').exists()
-  program.run_command(precompile.precompile, [
-      *run, '--gin.partitioning.PjitPartitioner.num_partitions=2'])
+  with _jax_with(jax_enable_compilation_cache=False):
+    program.run_command(precompile.precompile, [
+        *run, '--gin.partitioning.PjitPartitioner.num_partitions=2'])
   assert 'it is kept nowhere' in capsys.readouterr().out
   assert len(list((tmp_path / 'run').iterdir())) == 3
   ids = np.load(tmp_path / 'run' / 'assignment')

@@ -1,8 +1,11 @@
 import os
+import pathlib
 import subprocess
 import sys
+import tempfile
 
 import pytest
+from t5x import compilation_cache
 
 # Compiles one program, then says whether another process had compiled it.
 PROGRAM = """
@@ -70,4 +73,8 @@ def test_a_broken_entry_is_compiled_again(tmp_path):
 
 def test_tests_keep_nothing():
   import jax
-  assert not jax.config.jax_enable_compilation_cache
+  folder = pathlib.Path(jax.config.jax_compilation_cache_dir)
+  assert folder.parent == pathlib.Path(tempfile.gettempdir())
+  # Which is emptied after them; nothing is put elsewhere.
+  compilation_cache.keep_compiled_programs()
+  assert jax.config.jax_compilation_cache_dir == str(folder)

@@ -34,7 +34,7 @@ def _restore(path, **options):
 
 def _start(tiny, model, restore, model_dir='/nowhere', seed=0, **trainer):
   origin = initialization.find_origin(str(model_dir), restore, seed)
-  made, _ = tiny.start(model, first_step=origin.first_step, **trainer)
+  made = tiny.trainer(model, first_step=origin.first_step, **trainer)
   return made, tiny.begin(origin, made, restore)
 
 
@@ -61,7 +61,7 @@ def test_a_checkpoint_is_hashed_once(tiny, base, tmp_path):
     origin = initialization.find_origin(str(tmp_path), restore, 0)
     inspection.require_fitting_checkpoint(
         origin.initial_checkpoint, restore, tiny.infos(model))
-    made, _ = tiny.start(model, first_step=origin.first_step)
+    made = tiny.trainer(model, first_step=origin.first_step)
     return tiny.begin(origin, made, restore)
 
   start, opened = _opened(begin)

@@ -55,7 +55,7 @@ def write(folder, arrays):
 
 def start(tiny, model, restore, model_dir='/nowhere'):
   origin = initialization.find_origin(str(model_dir), restore, 0)
-  trainer, _ = tiny.start(model, first_step=origin.first_step)
+  trainer = tiny.trainer(model, first_step=origin.first_step)
   return trainer, tiny.begin(origin, trainer, restore)
 
 
