@@ -195,7 +195,6 @@ class ExportableModule(tf.Module):
       postproc_tf_fn: PostprocessorFn,
       params: Mapping[str, Any],
       input_signature: Signature,
-      resources: Sequence[Any] = (),
   ):
     """Takes a copy of the parameters.
 
@@ -205,10 +204,8 @@ class ExportableModule(tf.Module):
       postproc_tf_fn: from results to named tensors.
       params: nested parameters.
       input_signature: what the preprocessor takes.
-      resources: what the functions use besides, to be saved with them.
     """
     super().__init__()
-    self._resources = list(resources)
     self._params = tf.nest.map_structure(
         lambda x: tf.Variable(np.asarray(x), trainable=False), params)
 
@@ -311,9 +308,7 @@ def save(
       preprocess, create_inference_function(model, inference_mode),
       extra.create_postprocessor_fn(
           vocab=model.output_vocabulary, inference_mode=inference_mode),
-      state.params, signature,
-      [v.tf_tokenizer for v in (model.input_vocabulary, model.output_vocabulary)
-       if hasattr(v, 'tf_tokenizer')])
+      state.params, signature)
   answer = module.__call__.get_concrete_function()
   _require_readable(answer, signature)
   path = _written(
