@@ -24,6 +24,9 @@ PACKAGES = {
 }
 FAMILIES = [f'{package}.{name}'
             for package, names in PACKAGES.items() for name in names]
+# What families are made with opens nothing either.
+TABLES = ('prompt_tuning.data.features', 'prompt_tuning.data.families',
+          'prompt_tuning.data.benchmarks')
 COLLECTIONS = ('prompt_tuning.data.tasks', 'prompt_tuning.spot.data.tasks')
 PUBLISHED = [
     line.split('\t')[:3] for line in
@@ -45,7 +48,7 @@ def fresh(monkeypatch):
   def load(*names):
     for registry in (seqio.TaskRegistry, seqio.MixtureRegistry):
       monkeypatch.setattr(registry, '_REGISTRY', {})
-    for name in (*FAMILIES, *COLLECTIONS):
+    for name in (*TABLES, *FAMILIES, *COLLECTIONS):
       package, _, module = name.rpartition('.')
       monkeypatch.delitem(sys.modules, name, raising=False)
       parent = importlib.import_module(package)
