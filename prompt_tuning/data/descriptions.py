@@ -78,13 +78,13 @@ def describe(provider: seqio.Task | seqio.Mixture) -> TaskDescription:
 
 def _metrics(task: seqio.Task) -> list[str]:
   """Names of a task's metric functions."""
-  return [_plain(fn).__name__ for fn in task.metric_fns]
+  return [_metric(fn).__name__ for fn in task.metric_fns]
 
 
-def _plain(function: Any) -> Any:
-  """A function without the arguments that were bound to it."""
-  while hasattr(function, 'func'):
-    function = function.func
+def _metric(function: Any) -> Any:
+  """What a metric function computes, whatever is bound to it or wraps it."""
+  while isinstance(function, functools.partial):
+    function = next(filter(callable, function.args), function.func)
   return function
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import sys
 
 from prompt_tuning.data import descriptions
+from prompt_tuning.data import features
 import rich.console
 import rich.table
 import seqio
@@ -41,7 +42,7 @@ FAMILIES = {
     'perceptron': 'prompt_tuning.extended.perceptron.data.tasks',
     'demo': 'prompt_tuning.demo.tasks',
 }
-_WIDTH = 160  # Of a table that goes to a file.
+_WIDTH = 200  # Of a table that goes to a file.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -103,14 +104,21 @@ def _families(
 
 def _table(family: str, names: Sequence[str]) -> rich.table.Table:
   """The tasks and mixtures of a family."""
-  found = [descriptions.describe(datasets.provider_of(name)) for name in names]
+  shown = [name for name in names if not any(
+      name.startswith(prefix) and name.removeprefix(prefix) in names
+      for prefix in features.MODEL_TO_FEATURES if prefix)]
+  others = ' and '.join(filter(None, features.MODEL_TO_FEATURES))
+  title = f'{family}: {len(names)}' + (
+      '' if len(shown) == len(names) else
+      f', {len(names) - len(shown)} of them these with {others} before them')
   table = rich.table.Table(
-      title=f'{family}: {len(names)}', title_justify='left', box=None,
-      pad_edge=False)
-  for column in ('task or mixture', 'source', 'splits', 'label words',
-                 'metrics'):
-    table.add_column(column, overflow='fold', no_wrap=column == 'source')
-  for row in found:
+      title=title, title_justify='left', box=None, pad_edge=False)
+  # A name must be whole, to be copied.
+  table.add_column('task or mixture', no_wrap=True)
+  for column in ('source', 'splits', 'label words', 'metrics'):
+    table.add_column(column, overflow='fold')
+  for name in shown:
+    row = descriptions.describe(datasets.provider_of(name))
     splits = '' if row.splits is None else ', '.join(row.splits)
     table.add_row(row.name, row.source, splits, ', '.join(row.words),
                   ', '.join(row.metrics))
