@@ -4,6 +4,7 @@ What is exported is `t5x.export_lib.save`, which is what gin files configure.
 """
 
 import gin
+from t5x import datasets  # noqa: F401  Loads TensorFlow without its notices.
 from t5x import export_lib
 from t5x import program
 
