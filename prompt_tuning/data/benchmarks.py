@@ -1,6 +1,6 @@
-"""GLUE and SuperGLUE, one row per dataset; registers nothing.
+"""The datasets that several families make tasks of; registers nothing.
 
-Several families make tasks of these: the tasks of the same name, transfer
+GLUE and SuperGLUE, MRQA and C4: there are the tasks of the same name, transfer
 between QQP and MRPC, SPoT's, and those of the recycling and perceptron papers.
 """
 
@@ -9,9 +9,11 @@ import dataclasses
 import functools
 from typing import Any
 
+from prompt_tuning.data import constants
 from prompt_tuning.data import families
 from prompt_tuning.data import metrics
 from prompt_tuning.data import postprocessors
+from prompt_tuning.data import preprocessors
 from prompt_tuning.data import qa_metrics
 from prompt_tuning.data import text_formats
 
@@ -140,3 +142,43 @@ DPR = families.Dataset(
     postprocess=postprocessors.identity,
     metrics=(metrics.accuracy,),
     task_index=7)
+
+C4 = families.Dataset(
+    name='c4_v220',
+    tfds='c4/en:2.2.0',
+    text=(functools.partial(
+        text_formats.rekey, key_map={'inputs': None, 'targets': 'text'}),))
+
+
+def question_answering(
+    name: str,
+    tfds: str,
+    title: str,
+    text: families.Preprocessor,
+    splits: Mapping[str, str] | None = None,
+) -> families.Dataset:
+  """Answers that are scored as SQuAD's; any of several is right."""
+  return families.Dataset(
+      name=name,
+      tfds=tfds,
+      text=(text,),
+      title=title,
+      postprocess=postprocessors.qa,
+      metrics=(qa_metrics.squad,),
+      splits=splits,
+      example_fields=(
+          constants.TARGET_TEXT, constants.CONTEXT_TEXT,
+          constants.QUESTION_TEXT, constants.ANSWERS_TEXT),
+      samples={'format_fn': metrics.format_qa})
+
+
+# MRQA's sets of other domains are for testing only; here they validate.
+OUT_OF_DOMAIN = (
+    'bio_asq', 'drop', 'duo_rc', 'race', 'relation_extraction', 'textbook_qa')
+IN_DOMAIN = ('squad', 'news_qa', 'trivia_qa', 'search_qa', 'hotpot_qa',
+             'natural_questions')
+MRQA = {
+    title: question_answering(
+        f'mrqa_{title}_v100', f'mrqa/{title}:1.0.0', title, preprocessors.mrqa,
+        {'validation': 'test'} if title in OUT_OF_DOMAIN else None)
+    for title in (*OUT_OF_DOMAIN, *IN_DOMAIN)}

@@ -237,7 +237,8 @@ def add_task(
   if name not in seqio.TaskRegistry.names():
     seqio.TaskRegistry.add(
         name,
-        source=seqio.TfdsDataSource(dataset.tfds, splits=dataset.splits),
+        source=seqio.TfdsDataSource(
+            dataset.tfds, splits=dict(dataset.splits or {}) or None),
         preprocessors=list(chain),
         output_features=features,
         postprocess_fn=dataset.postprocess,
