@@ -90,6 +90,7 @@ class Checkpointer(checkpoints.Checkpointer):
       step: absolute step.
 
     Raises:
+      CheckpointError: if they cannot be written; what was there is untouched.
       ValueError: if a regex chooses nothing, or a value is not finite.
     """
     for regex in self._save_paths:
@@ -101,13 +102,24 @@ class Checkpointer(checkpoints.Checkpointer):
     }
     for name, value in chosen.items():
       numpy_files.require_finite(value, f'step {step}: {name}')
-    if jax.process_index() == 0:
-      self._write(chosen, step)
-
-  def _write(self, files: Mapping[str, np.ndarray], step: int) -> None:
-    """Puts the files of a step in place, all or none."""
+    if jax.process_index() != 0:
+      return
     final = self._folder / f'checkpoint_{step}'
     temporary = self._folder / f'{final.name}.tmp-0'
+    try:
+      self._write(chosen, final, temporary)
+    except OSError as error:
+      temporary.rmtree(missing_ok=True)
+      raise checkpoints.CheckpointError(
+          f'{final} could not be written ({error}). Earlier saves are '
+          'untouched; see that the disk has space and that the folder can be '
+          'written to, and start again to continue.') from error
+
+  def _write(
+      self, files: Mapping[str, np.ndarray], final: epath.Path,
+      temporary: epath.Path,
+  ) -> None:
+    """Puts the files of a step in place, all or none."""
     temporary.rmtree(missing_ok=True)
     for name, value in files.items():
       numpy_files.write(str(temporary / name), value)
