@@ -2,6 +2,8 @@ import io
 import json
 import random
 import shlex
+import subprocess
+import sys
 
 import numpy as np
 from prompt_tuning.demo import __main__ as demo
@@ -224,6 +226,15 @@ def test_printed_commands_are_shell_commands(tmp_path):
   words = shlex.split(str(made).replace('\\\n', ' '))
   assert words[:3] == ['python', '-m', 't5x.train']
   assert tuple(words[3:]) == made.arguments
+
+
+@pytest.mark.slow
+def test_the_first_thing_that_is_printed_is_the_demos():
+  done = subprocess.run(
+      [sys.executable, '-m', 'prompt_tuning.demo', '--help'], text=True,
+      capture_output=True, timeout=120, check=False)
+  assert '--source_steps' in done.stdout
+  assert not done.stderr
 
 
 def test_what_is_said_follows_the_figures():
