@@ -11,6 +11,7 @@ the first 68,000 steps. Counting from zero is another algorithm.
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import enum
+import functools
 import re
 from typing import Any, NamedTuple
 
@@ -79,14 +80,19 @@ class HParamMap:
 
   rules: Sequence[tuple[str, Any]]
 
+  @functools.cached_property
+  def _patterns(self) -> Sequence[tuple[re.Pattern[str], Any]]:
+    """The rules compiled: a deep model has more than `re` remembers."""
+    return [(re.compile(regex), value) for regex, value in self.rules]
+
   def __getitem__(self, path: str) -> Any:
     """The value of a parameter.
 
     Raises:
       ValueError: if no rule is for it.
     """
-    for regex, value in self.rules:
-      if re.search(regex, path):
+    for pattern, value in self._patterns:
+      if pattern.search(path):
         return value
     raise ValueError(
         f'adafactor.HParamMap has no rule for the parameter {path!r}; add one, '
