@@ -10,6 +10,7 @@ DEPENDENCIES = [
     'etils[epath]>=1.13,<2',
     'flax>=0.12.6,<0.13',
     'gin-config>=0.5,<0.6',
+    'importlib-resources>=6.4,<8',  # TFDS imports it, but does not ask for it.
     'jax>=0.9.2,<0.11',
     'jaxtyping>=0.3,<0.4',
     'matplotlib>=3.10.8,<4',
