@@ -1,7 +1,8 @@
 """The datasets that several families make tasks of; registers nothing.
 
-GLUE and SuperGLUE, MRQA and C4: there are the tasks of the same name, transfer
-between QQP and MRPC, SPoT's, and those of the recycling and perceptron papers.
+GLUE and SuperGLUE, SQuAD, MRQA and C4: there are the tasks of the same name,
+transfer between QQP and MRPC, SPoT's, and those of the recycling and perceptron
+papers.
 """
 
 from collections.abc import Callable, Mapping
@@ -172,6 +173,8 @@ def question_answering(
       samples={'format_fn': metrics.format_qa})
 
 
+SQUAD = question_answering(
+    'squad_v010_allanswers', 'squad/v1.1:3.0.0', 'squad', text_formats.squad)
 # MRQA's sets of other domains are for testing only; here they validate.
 OUT_OF_DOMAIN = (
     'bio_asq', 'drop', 'duo_rc', 'race', 'relation_extraction', 'textbook_qa')

@@ -60,8 +60,7 @@ class Lengths:
 def describe(provider: seqio.Task | seqio.Mixture) -> TaskDescription:
   """Describes a task or mixture."""
   if isinstance(provider, seqio.Mixture):
-    parts = [f'{provider.get_rate(task):g} {task.name}'
-             for task in provider.tasks]
+    parts = [f'{_rate(provider, task)} {task.name}' for task in provider.tasks]
     metrics = {name for task in provider.tasks for name in _metrics(task)}
     return TaskDescription(
         provider.name, ' + '.join(parts), None, sorted(metrics), ())
@@ -74,6 +73,12 @@ def describe(provider: seqio.Task | seqio.Mixture) -> TaskDescription:
       dataset.name if dataset else type(source).__name__,
       None if splits is None else list(splits), _metrics(provider),
       _words(provider.postprocessor))
+
+
+def _rate(mixture: seqio.Mixture, task: seqio.Task) -> str:
+  """The weight of a task; one that the data decide is described."""
+  rate = mixture.rate_per_task_name.get(task.name)
+  return str(rate) if callable(rate) else f'{mixture.get_rate(task):g}'
 
 
 def _metrics(task: seqio.Task) -> list[str]:

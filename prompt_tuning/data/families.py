@@ -200,6 +200,12 @@ def register(
         features_lib.MODEL_TO_FEATURES[model])
 
 
+def register_plain(*datasets: Dataset) -> None:
+  """Adds one task of each dataset: named in the text, in T5's vocabulary."""
+  for dataset in datasets:
+    register(dataset, [(PLAIN, '')], models=[''])
+
+
 def register_mixture(
     name: str,
     members: Sequence[str],
@@ -260,8 +266,36 @@ def add_uncached(
        seqio.preprocessors.append_eos_after_trim])
 
 
+@dataclasses.dataclass(frozen=True)
+class Proportional:
+  """A task's weight: its number of training examples, up to a limit.
+
+  Raffel et al., Exploring the limits of transfer learning, section 3.5.2:
+  examples-proportional mixing with an artificial size limit, K. The data are
+  asked for their size when a mixture is used, not before; of a dataset that a
+  preprocessor makes more examples of, as RACE, the dataset's own count.
+
+  Attributes:
+    limit: K; SPoT's is 2^19.
+  """
+
+  limit: int = 2**19
+
+  def __call__(self, task: seqio.Task) -> float:
+    """The weight; 0 for a task that is only evaluated."""
+    if 'train' not in task.splits:
+      return 0.0
+    return float(seqio.mixing_rate_num_examples(task, maximum=self.limit))
+
+  def __str__(self) -> str:
+    """As it is listed."""
+    return f'(examples, at most {self.limit:,})'
+
+
 def add_mixture(
-    name: str, tasks: Sequence[str] | Mapping[str, float]) -> None:
+    name: str,
+    tasks: Sequence[str] | Mapping[str, float] | Mapping[str, Proportional],
+) -> None:
   """Adds one mixture, unless there is one of its name.
 
   Args:

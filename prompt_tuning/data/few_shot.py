@@ -110,7 +110,8 @@ class FewShotSource(seqio.DataSource):
     self._count = count
     self._class_field = class_field
     self._seed = seed
-    super().__init__(splits=source.splits, caching_permitted=False)
+    super().__init__(
+        splits=source.splits, caching_permitted=source.caching_permitted)
 
   @property
   def supports_arbitrary_sharding(self) -> bool:

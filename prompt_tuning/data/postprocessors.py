@@ -112,6 +112,15 @@ def qa(
   return [as_text(a) for a in _example(example)['answers']]
 
 
+def references(
+    text: str, example: Example | None = None, is_target: bool = False
+) -> Any:
+  """The text or, for targets, all `references` of the example."""
+  if not is_target:
+    return text
+  return [as_text(r) for r in _example(example)['references']]
+
+
 def wsc_simple(
     prediction: str, example: Example | None = None, is_target: bool = False
 ) -> int:

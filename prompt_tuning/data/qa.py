@@ -2,13 +2,10 @@
 
 from prompt_tuning.data import benchmarks
 from prompt_tuning.data import families
-from prompt_tuning.data import text_formats
 
-SQUAD = benchmarks.question_answering(
-    'squad_v010_allanswers', 'squad/v1.1:3.0.0', 'squad', text_formats.squad)
 _KINDS = [(families.PLAIN, families.EXAMPLES)]
 
-families.register(SQUAD, _KINDS)
+families.register(benchmarks.SQUAD, _KINDS)
 for _title, _dataset in benchmarks.MRQA.items():
   if _title != 'squad':  # In its own format above.
     families.register(_dataset, _KINDS)
@@ -18,5 +15,5 @@ for _goal, _titles in (
   families.register_mixture(
       f'{{prefix}}squad_to_{_goal}{{suffix}}',
       [f'{{prefix}}{benchmarks.MRQA[title].name}{{suffix}}'
-       for title in _titles] + [f'{{prefix}}{SQUAD.name}{{suffix}}'],
+       for title in _titles] + [f'{{prefix}}{benchmarks.SQUAD.name}{{suffix}}'],
       _KINDS)

@@ -134,17 +134,21 @@ def glue(
   }
 
 
-@seqio.map_over_dataset
-def stsb(x: Example) -> Example:
-  """STS-B; the target is the similarity to the nearest fifth, as '3.8'."""
+def similarity(x: Example, name: str) -> dict[str, Any]:
+  """How alike two sentences are, to the nearest fifth, as '3.8'."""
   return {
       'inputs': tf.strings.join(
-          ['stsb sentence1:', field(x, 'sentence1'), 'sentence2:',
+          [f'{name} sentence1:', field(x, 'sentence1'), 'sentence2:',
            field(x, 'sentence2')], separator=' '),
       'targets': tf.strings.as_string(
           tf.round(field(x, 'label') * 5) / 5, precision=1),
-      'idx': x['idx'],
   }
+
+
+@seqio.map_over_dataset
+def stsb(x: Example) -> Example:
+  """STS-B: `similarity` with the index."""
+  return similarity(x, 'stsb') | {'idx': x['idx']}
 
 
 @seqio.map_over_dataset

@@ -22,7 +22,6 @@ DATASETS = (
     *MNLI,
 )
 
-for _dataset in DATASETS:
-  families.register(_dataset, [(families.PLAIN, '')], models=[''])
+families.register_plain(*DATASETS)
 families.add_mixture(
     'spot_glue_mnli_and_dev_v200', [task.name for task in MNLI])

@@ -14,5 +14,4 @@ DATASETS = tuple(
         text=(functools.partial(preprocessors.mrqa, task_name=title),))
     for title in benchmarks.IN_DOMAIN)
 
-for _dataset in DATASETS:
-  families.register(_dataset, [(families.PLAIN, '')], models=[''])
+families.register_plain(*DATASETS)

@@ -33,5 +33,4 @@ DATASETS = (
     _row('snli', 'v110', 'snli:1.1.0', 'premise', _THREE_WAY),
 )
 
-for _dataset in DATASETS:
-  families.register(_dataset, [(families.PLAIN, '')], models=[''])
+families.register_plain(*DATASETS)

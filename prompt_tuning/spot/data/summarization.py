@@ -29,7 +29,7 @@ DATASETS = (
     _row('multi_news', 'v100', '1.0.0', 'document', 'summary'),
     _row('newsroom', 'v100', '1.0.0', 'text', 'summary'),
     _row('samsum', 'v100', '1.0.0', 'dialogue', 'summary'),
+    _row('xsum', 'v110', '1.1.0', 'document', 'summary'),
 )
 
-for _dataset in DATASETS:
-  families.register(_dataset, [(families.PLAIN, '')], models=[''])
+families.register_plain(*DATASETS)

@@ -4,6 +4,7 @@ import itertools
 import json
 import pathlib
 
+from prompt_tuning.spot.data import made_datasets
 import pytest
 import seqio
 import tensorflow as tf
@@ -84,13 +85,16 @@ def write_tfds(folder, dataset, features, splits):
 def tiny_tfds(tmp_path_factory):
   """The folder of tiny datasets, of every version that a task names.
 
-  Features are those that TFDS declares. The rows stand in `tiny_tfds.json`,
-  which says of a split how many more there are than these.
+  Features are those that TFDS declares, or `made_datasets`. The rows stand in
+  `tiny_tfds.json`, which says of a split how many more there are than these.
   """
   root = tmp_path_factory.mktemp('tfds')
   table = pathlib.Path(__file__).with_name('tiny_tfds.json')
   for name, entry in json.loads(table.read_text()).items():
-    features = tfds.builder(name, data_dir=root / 'none').info.features
+    features = (
+        tfds.features.FeaturesDict(made_datasets.FEATURES[name])
+        if name in made_datasets.FEATURES else
+        tfds.builder(name, data_dir=root / 'none').info.features)
     rows = [{key: row[key] for key in features} for row in entry['rows']]
     splits = {
         split: ([unlabelled(row) for row in rows]

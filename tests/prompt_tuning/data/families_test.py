@@ -8,6 +8,7 @@ import sys
 from prompt_tuning.data import benchmarks
 from prompt_tuning.data import families
 from prompt_tuning.data import features
+from prompt_tuning.spot.data import sets
 import pytest
 import seqio
 from t5x import gin_utils
@@ -18,7 +19,9 @@ GOLDEN = pathlib.Path(__file__).parents[2] / 'golden'
 PACKAGES = {
     'prompt_tuning.data': [
         'c4', 'glue', 'glue_transfer', 'qa', 'summarization', 'super_glue'],
-    'prompt_tuning.spot.data': ['glue', 'mrqa', 'nli', 'summarization'],
+    'prompt_tuning.spot.data': [
+        'c4', 'generation', 'glue', 'mrqa', 'multiple_choice', 'nli', 'qa',
+        'sentiment', 'summarization', 'super_glue', 'translation'],
     'prompt_tuning.recycling.data': ['c4', 'imdb', 'qqp', 'record', 'sst2'],
     'prompt_tuning.extended.perceptron.data': ['tasks'],
 }
@@ -27,7 +30,12 @@ FAMILIES = [f'{package}.{name}'
 # What families are made with opens nothing either.
 TABLES = ('prompt_tuning.data.features', 'prompt_tuning.data.families',
           'prompt_tuning.data.benchmarks')
-COLLECTIONS = ('prompt_tuning.data.tasks', 'prompt_tuning.spot.data.tasks')
+COLLECTIONS = ('prompt_tuning.data.tasks', 'prompt_tuning.spot.data.sets',
+               'prompt_tuning.spot.data.tasks')
+# Tasks and mixtures of SPoT that the reference does not have, by module.
+BEYOND = {'c4': (1, 0), 'generation': (8, 0), 'multiple_choice': (8, 1),
+          'qa': (2, 0), 'sentiment': (5, 0), 'summarization': (1, 0),
+          'super_glue': (9, 1), 'translation': (3, 0)}
 PUBLISHED = [
     line.split('\t')[:3] for line in
     (GOLDEN / 'published_tasks.tsv').read_text().splitlines()]
@@ -61,7 +69,7 @@ def fresh(monkeypatch):
 
 
 def test_golden_listing(fresh):
-  names = sorted(fresh(*FAMILIES))
+  names = sorted(fresh(*FAMILIES, *COLLECTIONS))
   path = GOLDEN / 'tasks.txt'
   if not path.exists():
     path.write_text('\n'.join(names) + '\n')
@@ -81,7 +89,10 @@ def test_counts_are_those_of_the_reference(fresh):
     # The plain tasks of T5 in the vocabulary of the family are ours.
     assert count(found, model) == (204 + len(OF_T5), 30)
   assert count(found) == (206 + 2 * 204 + 3 * len(OF_T5), 32 + 2 * 30)
-  assert count(fresh('prompt_tuning.spot.data.tasks')) == (29, 1)
+  tasks, mixtures = (sum(pair) for pair in zip(*BEYOND.values(), strict=True))
+  # The mixtures of sets are SPoT's own, too.
+  assert count(fresh('prompt_tuning.spot.data.tasks')) == (
+      29 + tasks, 1 + mixtures + len(sets.MIXTURES))
   recycling = [n for n in FAMILIES if 'recycling' in n]
   assert count(fresh(*recycling)) == (29, 16)
   assert count(fresh('prompt_tuning.extended.perceptron.data.tasks')) == (
@@ -103,7 +114,12 @@ def test_family_registers_only_itself_and_opens_nothing(
                if module == name}
   members = {f'task {task}' for mixture in seqio.MixtureRegistry.names()
              for task in seqio.MixtureRegistry.get(mixture).rate_per_task_name}
-  assert of_family <= found <= of_family | members
+  assert of_family <= found
+  package, _, module = name.rpartition('.')
+  if 'spot' in package:
+    assert len(found - of_family) == sum(BEYOND.get(module, ()))
+  else:
+    assert found <= of_family | members
   loaded = {n for n in (*FAMILIES, *COLLECTIONS) if n in sys.modules}
   assert loaded == {name}
 
