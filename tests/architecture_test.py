@@ -46,7 +46,8 @@ SCIENCE = {
         'train.prompts', 'train.layers', 'train.models', 'train.optim',
         'train.partitioning', 'train.numpy_checkpoints', 'train.utils'],
     'notebooks': ['interactive_model'],
-    'spot': ['spot.report'],
+    'spot': [
+        'spot.similarity', 'spot.retrieval', 'spot.mixing', 'spot.report'],
     'tools': [
         'scripts.variables', 'scripts.extract_variable',
         'scripts.subsample_vocab', 'scripts.find_module',
