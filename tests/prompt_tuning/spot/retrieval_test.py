@@ -151,6 +151,7 @@ def test_mean_is_over_tasks_and_its_interval_over_draws_of_tasks():
       rng=np.random.default_rng(5)).confidence_interval
   assert (found.low, found.high) == pytest.approx(theirs, abs=0.03)
   # A second seed of each task makes no task more.
-  twice = retrieval.mean_correlation([*targets, *targets], resamples=4000)
+  copies = random_targets(targets=6)
+  twice = retrieval.mean_correlation([*targets, *copies], resamples=4000)
   assert (twice.r, twice.low, twice.high, twice.count) == (
       pytest.approx((found.r, found.low, found.high, 6)))
