@@ -160,7 +160,7 @@ class Tiny:
     return trainer_lib.Trainer(
         model, partitioner, first_step=first_step,
         base_key=jax.random.key(seed + 1),
-        learning_rate_fn=lambda step: jnp.float32(0.3), **options)
+        **{'learning_rate_fn': lambda step: jnp.float32(0.3), **options})
 
   def start(self, model, partitions=1, first_step=0, seed=0, **options):
     """A trainer and a fresh state."""
