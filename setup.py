@@ -21,6 +21,7 @@ DEPENDENCIES = [
     'rich>=14,<16',
     'rouge-score>=0.1.2,<0.2',
     'sacrebleu>=2.5.1,<3',
+    'safetensors>=0.8,<0.9',
     'scikit-learn>=1.6,<2',
     'scipy>=1.16,<2',
     'sentencepiece>=0.2.3,<0.3',

@@ -23,7 +23,8 @@ ENGINE = {
         'examples.scalable_t5.network', 'examples.decoder_only.network',
         'train_state'],
     'behaviour': [
-        'base_models', 'models', 'lazy_arrays', 'zarr_arrays',
+        'base_models', 'models', 'lazy_arrays', 'untrusted_files',
+        'safetensors_files', 'zarr_arrays',
         'checkpoint_importer', 'orbax_checkpoints', 'checkpoint_utils',
         'checkpoint_folders', 'checkpoint_configs', 'optimizer_slots',
         'native_checkpoints', 'run_saves', 'best_saves', 'checkpoints',

@@ -1,0 +1,80 @@
+import os
+
+import pytest
+from t5x import untrusted_files
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """A folder with a file in it and one beside it."""
+  made = tmp_path / 'folder'
+  made.mkdir()
+  (made / 'a.json').write_text('{"a": 1}')
+  (tmp_path / 'secret').write_text('{}')
+  return made
+
+
+@pytest.mark.parametrize('name', [
+    '../secret', '/etc/passwd', '..', '.', '', 'a/../../secret', 'sub/file',
+    '..\\secret', 'a\0b'])
+def test_a_name_cannot_leave_its_folder(folder, name):
+  with pytest.raises(untrusted_files.UntrustedFileError, match='name of a fil'):
+    untrusted_files.inside(folder, name)
+
+
+def test_a_symlink_cannot_leave_its_folder(folder):
+  (folder / 'out').symlink_to(folder.parent / 'secret')
+  (folder / 'in').symlink_to('a.json')
+  with pytest.raises(untrusted_files.UntrustedFileError, match='not followed'):
+    untrusted_files.inside(folder, 'out')
+  assert untrusted_files.inside(folder, 'in').read_text() == '{"a": 1}'
+  assert not untrusted_files.inside(folder, 'absent').exists()
+
+
+@pytest.mark.parametrize('target,allowed', [
+    ('../../blobs/x', True), ('../../../blobs/ab/x', True),
+    ('../../refs/x', False), ('../../../../secret', False)])
+def test_a_snapshot_of_the_hub_may_point_to_blobs_only(
+    tmp_path, target, allowed):
+  snapshot = tmp_path / 'hub' / 'models--a--b' / 'snapshots' / 'c0'
+  snapshot.mkdir(parents=True)
+  (snapshot / 'x').symlink_to(target)
+  if allowed:
+    untrusted_files.inside(snapshot, 'x')
+  else:
+    with pytest.raises(untrusted_files.UntrustedFileError):
+      untrusted_files.inside(snapshot, 'x')
+
+
+def test_other_folders_may_not_point_to_blobs(tmp_path):
+  folder = tmp_path / 'models--a--b' / 'copies' / 'c0'
+  folder.mkdir(parents=True)
+  (folder / 'x').symlink_to('../../blobs/x')
+  with pytest.raises(untrusted_files.UntrustedFileError):
+    untrusted_files.inside(folder, 'x')
+
+
+@pytest.mark.parametrize('content,says', [
+    (b'{"a": 1', 'delimiter'), (b'[1]', 'JSON list'), (b'{"a":1,"a":1}', "'a'"),
+    (b'{"x":{"a":1,"a":2}}', "'a'"), (b'{"a": NaN}', 'NaN'),
+    (b'{"a": -Infinity}', 'Infinity'), (b'\xff{}', 'utf-8'),
+    (b'[' * 100_000, 'recursion'), (b'{"a":' + b'9' * 9999 + b'}', 'digits'),
+    (b'', 'value')])
+def test_json_that_is_not_plain_is_refused(folder, content, says):
+  (folder / 'a.json').write_bytes(content)
+  with pytest.raises(untrusted_files.UntrustedFileError, match=says) as error:
+    untrusted_files.read_json(folder / 'a.json')
+  assert 'a.json' in str(error.value)
+
+
+def test_json_is_measured_before_it_is_read(folder):
+  os.truncate(folder / 'a.json', untrusted_files.LARGEST_JSON + 1)
+  with pytest.raises(untrusted_files.UntrustedFileError, match='bytes'):
+    untrusted_files.read_json(folder / 'a.json')
+
+
+def test_json_that_is_not_there_is_named(folder):
+  with pytest.raises(untrusted_files.UntrustedFileError, match=r'b\.json'):
+    untrusted_files.read_json(folder / 'b.json')
+  (folder / 'a.json').write_text('{"a": [1, {"b": null}]}')
+  assert untrusted_files.read_json(folder / 'a.json') == {'a': [1, {'b': None}]}
