@@ -8,6 +8,7 @@ import re
 from etils import epath
 from t5x import checkpoint_importer
 from t5x import checkpoint_utils
+from t5x import hugging_face
 from t5x import lazy_arrays
 from t5x import manifest
 from t5x import orbax_checkpoints
@@ -43,7 +44,8 @@ def find_checkpoint(path: str, step: int | None = None) -> str:
   """The folder of one checkpoint.
 
   Args:
-    path: that folder, its `checkpoint` file, or the folder above it.
+    path: that folder, its `checkpoint` file, or the folder above it; or a model
+      of the Hugging Face hub, `hf:owner/name[@revision]`.
     step: which one, if `path` holds several; None takes the last.
 
   Returns:
@@ -52,6 +54,7 @@ def find_checkpoint(path: str, step: int | None = None) -> str:
   Raises:
     CheckpointError: if there is none.
   """
+  path = hugging_face.local_folder(path)
   folder = epath.Path(path)
   if folder.name == 'checkpoint' and not folder.is_dir():
     folder = folder.parent
@@ -62,7 +65,8 @@ def find_checkpoint(path: str, step: int | None = None) -> str:
   if wanted is None or wanted not in steps:
     raise CheckpointError(
         f'No checkpoint {"" if step is None else f"of step {step} "}at {path}. '
-        'Expected a folder checkpoint_<step> or one that holds such folders'
+        'Expected a folder checkpoint_<step>, one that holds such folders, or '
+        "one of Hugging Face's with a config.json"
         f'{f"; it holds steps {steps}" if steps else ""}.')
   return get_checkpoint_dir(os.fspath(folder), wanted)
 
@@ -73,10 +77,11 @@ def is_run_save(directory: str) -> bool:
 
 
 def open_checkpoint(directory: str) -> dict[str, LazyArray]:
-  """Opens one checkpoint: T5X's native layout, T5X's by Orbax, or our own.
+  """Opens one checkpoint of any layout.
 
   Args:
-    directory: `checkpoint_<step>`, local or remote.
+    directory: `checkpoint_<step>`, local or remote, of T5X's native layout,
+      T5X's by Orbax, or our own; or a local folder of Hugging Face's.
 
   Returns:
     From flat name (`target/...`, `state/step`) to lazy array.
@@ -135,6 +140,8 @@ def _arrays(folder: epath.Path) -> dict[str, LazyArray]:
   if found == checkpoint_utils.CheckpointTypes.T5X_TF:
     raise CheckpointError(
         f'{folder} is a TensorFlow checkpoint; convert it with T5X.')
+  if found == checkpoint_utils.CheckpointTypes.HUGGING_FACE:
+    return hugging_face.read(os.fspath(folder))
   place = folder / 'state' if (folder / 'state').exists() else folder
   if (place / orbax_checkpoints.METADATA).exists():
     return orbax_checkpoints.read_orbax(os.fspath(place))

@@ -3,6 +3,8 @@
 import enum
 
 from etils import epath
+from t5x import hugging_face
+from t5x import hugging_face_config
 from t5x import lazy_arrays
 from t5x import manifest
 from t5x import orbax_checkpoints
@@ -11,11 +13,12 @@ _TF_STATE = b'model_checkpoint_path'
 
 
 class CheckpointTypes(enum.Enum):
-  """The layouts that T5X knows."""
+  """The layouts that T5X knows, and Hugging Face's."""
 
   ORBAX = 'ORBAX'
   T5X = 'T5X'
   T5X_TF = 'T5X_TF'
+  HUGGING_FACE = 'HUGGING_FACE'
 
 
 def detect_checkpoint_type(
@@ -40,7 +43,8 @@ def detect_checkpoint_type(
   if found is None:
     raise lazy_arrays.CheckpointError(
         f'{checkpoint_path} is no checkpoint: it holds neither state/'
-        f'{orbax_checkpoints.METADATA} nor a file named checkpoint.')
+        f'{orbax_checkpoints.METADATA} nor a file named checkpoint or '
+        f'{hugging_face_config.NAME}.')
   if expected not in (None, found):
     raise lazy_arrays.CheckpointError(
         f'{checkpoint_path} is a checkpoint of the layout {found.value}; '
@@ -57,7 +61,8 @@ def type_of(folder: epath.Path) -> CheckpointTypes | None:
     return CheckpointTypes.ORBAX
   index = folder / 'checkpoint'
   if not index.exists():
-    return None
+    return (CheckpointTypes.HUGGING_FACE if hugging_face.is_folder(folder)
+            else None)
   with index.open('rb') as file:
     is_tf = file.read(len(_TF_STATE)) == _TF_STATE
   return CheckpointTypes.T5X_TF if is_tf else CheckpointTypes.T5X

@@ -14,6 +14,7 @@ from jaxtyping import Array
 import numpy as np
 from t5x import checkpoints
 from t5x import fingerprint
+from t5x import hugging_face
 from t5x import initialization
 from t5x import models
 from t5x import partitioning
@@ -91,6 +92,7 @@ class Restorer:
     """
     self._init_fn: train_state_lib.InitFn = lambda key: (
         model.get_initial_variables(key, input_shapes))
+    self._model = model
     self._restore = restore
     self._seed = seed
     self._base_path = base_checkpoint_path
@@ -134,6 +136,7 @@ class Restorer:
           'base, and RestoreCheckpointConfig.fallback_to_scratch needs a seed: '
           'set evaluate.fallback_init_rng or infer.fallback_init_rng, as the '
           'run files that take a PROMPT_FILE do.')
+    hugging_face.require_same_model(checkpoint.directory, self._model)
     return restoration.load_parameters(
         self.infos, self.placement, self._restore, checkpoint,
         lambda paths: train_state_lib.initialize(
@@ -198,6 +201,7 @@ class Restorer:
     restore = dataclasses.replace(self._restore, assignment_map=rules)
     try:
       frozen = checkpoints.Checkpoint(checkpoints.find_checkpoint(path))
+      hugging_face.require_same_model(frozen.directory, self._model)
       sources = restoration.parameter_sources(
           restoration.restorable(infos, restore, frozen), infos, restore,
           frozen.directory)

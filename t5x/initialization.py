@@ -18,6 +18,8 @@ from jaxtyping import Array
 import numpy as np
 from t5x import checkpoints
 from t5x import fingerprint
+from t5x import hugging_face
+from t5x import models
 from t5x import restoration
 from t5x import train_state as train_state_lib
 from t5x import trainer as trainer_lib
@@ -130,6 +132,21 @@ def require_same_batches(origin: Origin, batch_size: int) -> None:
         f'{record.batch_size} rows, but BATCH_SIZE is {batch_size}, so this '
         'run would see other data. Give BATCH_SIZE as before, or use another '
         'MODEL_DIR.')
+
+
+def require_same_model(origin: Origin, model: models.BaseModel) -> None:
+  """Fails if the initial checkpoint says that it is of another network.
+
+  Args:
+    origin: the decision.
+    model: what is trained.
+
+  Raises:
+    CheckpointError: see `hugging_face.require_same_model`.
+  """
+  if origin.initial_checkpoint is not None:
+    hugging_face.require_same_model(
+        origin.initial_checkpoint.directory, model)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -157,6 +157,7 @@ def train(
       _with_seed(config, origin.seed) for config in (
           train_dataset_cfg, train_eval_dataset_cfg, infer_eval_dataset_cfg))
   _require_usable(extra, trainer, train_data, (train_eval, infer_eval))
+  initialization.require_same_model(origin, model)
   if begins := origin.last_save is None:
     inspection.require_fitting_checkpoint(
         origin.initial_checkpoint, restore, infos)

@@ -24,11 +24,11 @@ ENGINE = {
         'train_state'],
     'behaviour': [
         'base_models', 'models', 'lazy_arrays', 'untrusted_files',
-        'safetensors_files', 'zarr_arrays',
-        'checkpoint_importer', 'orbax_checkpoints', 'checkpoint_utils',
-        'checkpoint_folders', 'checkpoint_configs', 'optimizer_slots',
-        'native_checkpoints', 'run_saves', 'best_saves', 'checkpoints',
-        'model_info'],
+        'safetensors_files', 'hugging_face_config', 'hugging_face_hub',
+        'hugging_face', 'zarr_arrays', 'checkpoint_importer',
+        'orbax_checkpoints', 'checkpoint_utils', 'checkpoint_folders',
+        'checkpoint_configs', 'optimizer_slots', 'native_checkpoints',
+        'run_saves', 'best_saves', 'checkpoints', 'model_info'],
     'one step': [
         'trainer', 'restoration', 'initialization', 'inference_state'],
     'edges': ['datasets', 'gin_utils', 'metric_writers', 'processes'],

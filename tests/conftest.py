@@ -40,6 +40,7 @@ from prompt_tuning.train import layers
 from prompt_tuning.train import numpy_checkpoints
 from prompt_tuning.train import prompts as train_prompts
 import pytest
+from safetensors import numpy as safetensors_numpy
 from t5x import adafactor
 from t5x import decoding
 from t5x import initialization
@@ -202,6 +203,75 @@ class Tiny:
 def tiny() -> Tiny:
   """Builders of tiny models, batches and runs."""
   return Tiny()
+
+
+class HuggingFace:
+  """Folders of T5s as transformers writes them, made without it."""
+
+  CONFIG = {
+      'architectures': ['T5ForConditionalGeneration'], 'model_type': 't5',
+      'vocab_size': 32, 'd_model': 8, 'd_kv': 4, 'd_ff': 16, 'num_layers': 2,
+      'num_decoder_layers': 3, 'num_heads': 2, 'dropout_rate': 0.1,
+      'relative_attention_num_buckets': 32,
+      'relative_attention_max_distance': 128, 'layer_norm_epsilon': 1e-06,
+      'feed_forward_proj': 'gated-gelu', 'is_encoder_decoder': True,
+      'tie_word_embeddings': False, 'torch_dtype': 'float32',
+      'transformers_version': '4.20.0', 'n_positions': 512, 'use_cache': True}
+  T5_1_0 = {'feed_forward_proj': 'relu', 'tie_word_embeddings': True}
+
+  def shapes(self, config):
+    """The documented names, `[out, in]`."""
+    width, hidden = config['d_model'], config['d_ff']
+    inner = config['num_heads'] * config['d_kv']
+    found = {'shared': (config['vocab_size'], width)}
+    if not config['tie_word_embeddings']:
+      found['lm_head'] = (config['vocab_size'], width)
+    gated = config['feed_forward_proj'].startswith('gated')
+    for stack, count in (('encoder', config['num_layers']),
+                         ('decoder', config['num_decoder_layers'])):
+      found[f'{stack}.final_layer_norm'] = (width,)
+      found[f'{stack}.block.0.layer.0.SelfAttention.relative_attention_bias'
+            ] = (config['relative_attention_num_buckets'], config['num_heads'])
+      parts = ['SelfAttention', 'EncDecAttention', 'DenseReluDense']
+      if stack == 'encoder':
+        parts.remove('EncDecAttention')
+      for i in range(count):
+        for j, part in enumerate(parts):
+          place = f'{stack}.block.{i}.layer.{j}'
+          found[f'{place}.layer_norm'] = (width,)
+          if part == 'DenseReluDense':
+            for name in ('wi_0', 'wi_1') if gated else ('wi',):
+              found[f'{place}.{part}.{name}'] = (hidden, width)
+            found[f'{place}.{part}.wo'] = (width, hidden)
+          else:
+            for name in 'qkv':
+              found[f'{place}.{part}.{name}'] = (inner, width)
+            found[f'{place}.{part}.o'] = (width, inner)
+    return {f'{name}.weight': shape for name, shape in found.items()}
+
+  def tensors(self, config, dtype=np.float32, seed=0):
+    """Random values under those names."""
+    rng = np.random.default_rng(seed)
+    return {name: (rng.normal(size=shape) / np.sqrt(shape[-1])
+                   + ('norm' in name)).astype(dtype)
+            for name, shape in self.shapes(config).items()}
+
+  def write(self, folder, changes=None, tensors=None, **options):
+    """Writes a folder; returns its tensors."""
+    config = self.CONFIG | (changes or {})
+    if tensors is None:
+      tensors = self.tensors(config, **options)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / 'config.json').write_text(json.dumps(config))
+    safetensors_numpy.save_file(
+        tensors, folder / 'model.safetensors', {'format': 'pt'})
+    return tensors
+
+
+@pytest.fixture(scope='session')
+def theirs() -> HuggingFace:
+  """Writes folders of Hugging Face's T5s."""
+  return HuggingFace()
 
 
 class Program:
