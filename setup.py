@@ -32,10 +32,13 @@ DEPENDENCIES = [
     'tensorflow-text>=2.21.1,<2.22',
     'tensorstore>=0.1.84,<0.2',
 ]
+HUB = ['huggingface-hub>=2,<3']
 EXTRAS = {
+    'hub': HUB,  # Models by their names on the Hugging Face hub.
     'gpu': ['jax[cuda13]>=0.9.2,<0.11'],
     'tpu': ['jax[tpu]>=0.9.2,<0.11'],
     'test': [
+        *HUB,
         'mypy>=2.1,<3',
         'pytest>=9,<10',
         'pyyaml>=6,<7',

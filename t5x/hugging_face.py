@@ -246,15 +246,24 @@ def t5_config(
     CheckpointError: see `hugging_face_config.read`.
   """
   return dataclasses.replace(
-      hugging_face_config.read(local_folder(path)), dtype=dtype,
+      hugging_face_config.read(local_folder(path, weights=False)), dtype=dtype,
       dropout_rate=dropout_rate, scan_layers=scan_layers,
       remat_policy=remat_policy)
 
 
-def local_folder(path: str) -> str:
-  """A path as it is; of a name of the hub the folder it is downloaded to."""
-  return (hugging_face_hub.download(path) if hugging_face_hub.is_name(path)
-          else path)
+def local_folder(path: str, weights: bool = True) -> str:
+  """A path as it is; of a name of the hub the folder it is downloaded to.
+
+  Args:
+    path: a folder, or `hf:owner/name[@revision]`.
+    weights: False downloads no tensors.
+
+  Returns:
+    A path.
+  """
+  if not hugging_face_hub.is_name(path):
+    return path
+  return hugging_face_hub.download(path, weights)
 
 
 def require_same_model(directory: str, model: Any) -> None:
@@ -314,6 +323,13 @@ def write(
   except BaseException:
     shutil.rmtree(temporary)
     raise
+
+
+def theirs(arrays: Arrays) -> dict[str, str]:
+  """From our entry to their tensor, for reports; see `to_tensors`."""
+  config = to_tensors(arrays)[1]
+  return {f'target/{path}': place.name
+          for path, place in places(config).items()}
 
 
 def to_tensors(arrays: Arrays) -> tuple[dict[str, LazyArray], T5Config]:

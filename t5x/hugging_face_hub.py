@@ -6,6 +6,7 @@ when such a name is met, and not before.
 """
 
 import functools
+import pathlib
 import re
 
 from t5x import lazy_arrays
@@ -14,8 +15,8 @@ CheckpointError = lazy_arrays.CheckpointError
 
 PREFIX = 'hf:'
 _NAME = re.compile(r'hf:([\w-][\w.-]*/[\w-][\w.-]*)(?:@(\w[\w./-]*))?')
-_PATTERNS = ['config.json', 'model*.safetensors',
-             'model.safetensors.index.json', 'spiece.model']
+_SMALL = ('config.json', 'model.safetensors.index.json', 'spiece.model')
+_WEIGHTS = 'model*.safetensors'
 
 
 def is_name(path: str) -> bool:
@@ -25,12 +26,13 @@ def is_name(path: str) -> bool:
 
 # Asked once, so that all of a run has the same revision.
 @functools.cache
-def download(name: str) -> str:
+def download(name: str, weights: bool = True) -> str:
   """The local folder of a model, downloaded if it is not there yet.
 
   Args:
     name: `hf:owner/name`, or `hf:owner/name@revision` with a branch, a tag or
       a commit.
+    weights: False downloads small files only; weights may follow.
 
   Returns:
     A snapshot in the cache, `models--<owner>--<name>/snapshots/<commit>`.
@@ -51,10 +53,14 @@ def download(name: str) -> str:
         f'{name} needs the package huggingface_hub: pip install '
         "'spot-prompt-tuning[hub]', or download the model and give its folder."
     ) from error
+  # Weights are of the commit that the small files are of.
+  revision = match[2] if not weights else (
+      pathlib.PurePath(download(name, weights=False)).name)
   try:
     return huggingface_hub.snapshot_download(
-        match[1], revision=match[2], allow_patterns=_PATTERNS)
-  except (OSError, ValueError) as error:  # The hub's errors are of both kinds.
+        match[1], revision=revision,
+        allow_patterns=[*_SMALL, *([_WEIGHTS] if weights else [])])
+  except Exception as error:  # Its own, its HTTP client's, the system's.
     raise CheckpointError(
         f'{name} cannot be downloaded ({type(error).__name__}: '
         f'{" ".join(str(error).split())[:300]}). See that the name is right '

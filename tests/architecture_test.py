@@ -34,8 +34,8 @@ ENGINE = {
     'edges': ['datasets', 'gin_utils', 'metric_writers', 'processes'],
     'loop': [
         'inspection', 'explain', 'loop', 'evaluation', 'inference_data',
-        'table_files', 'file_tasks', 'inference_files', 'inference_rows',
-        'inference_loop', 'export_lib', 'program'],
+        'table_files', 'file_tasks', 'vocabularies', 'inference_files',
+        'inference_rows', 'inference_loop', 'export_lib', 'program'],
     'scripts': [
         'train', 'precompile', 'export_batches', 'eval', 'infer',
         'interactive_model', 'export', 'utils', 'main'],
@@ -52,9 +52,11 @@ SCIENCE = {
     'tools': [
         'scripts.variables', 'scripts.extract_variable',
         'scripts.subsample_vocab', 'scripts.find_module',
-        'scripts.recreate_checkpoint', 'scripts.diff_checkpoints'],
+        'scripts.recreate_checkpoint', 'scripts.diff_checkpoints',
+        'scripts.convert_checkpoint'],
     'data': [
         'data.rank_classification', 'data.few_shot', 'data.from_files',
+        'data.in_vocabulary',
         'data.offline_cache', 'data.descriptions', 'data.constants',
         'data.text_formats', 'data.noise', 'data.preprocessors',
         'data.postprocessors', 'data.label_metrics', 'data.qa_metrics',
@@ -86,10 +88,11 @@ HEAVY = ('tensorflow', 'seqio', 'gin', 'tensorflow_datasets', 'torch',
          'transformers')
 # Where TensorFlow and SeqIO may be named.
 DATA_MODULES = ('t5x.datasets', 't5x.inference_data', 't5x.file_tasks',
-                't5x.export_lib',
+                't5x.vocabularies', 't5x.export_lib',
                 'prompt_tuning.data.rank_classification',
                 'prompt_tuning.data.few_shot',
                 'prompt_tuning.data.from_files',
+                'prompt_tuning.data.in_vocabulary',
                 'prompt_tuning.data.offline_cache',
                 'prompt_tuning.data.descriptions',
                 'prompt_tuning.data.text_formats',
