@@ -32,7 +32,7 @@ DEPENDENCIES = [
     'tensorflow-text>=2.21.1,<2.22',
     'tensorstore>=0.1.84,<0.2',
 ]
-HUB = ['huggingface-hub>=2,<3']
+HUB = ['huggingface-hub>=2.4,<3']
 EXTRAS = {
     'hub': HUB,  # Models by their names on the Hugging Face hub.
     'gpu': ['jax[cuda13]>=0.9.2,<0.11'],

@@ -6,7 +6,6 @@ when such a name is met, and not before.
 """
 
 import functools
-import pathlib
 import re
 
 from t5x import lazy_arrays
@@ -53,15 +52,17 @@ def download(name: str, weights: bool = True) -> str:
         f'{name} needs the package huggingface_hub: pip install '
         "'spot-prompt-tuning[hub]', or download the model and give its folder."
     ) from error
-  # Weights are of the commit that the small files are of.
-  revision = match[2] if not weights else (
-      pathlib.PurePath(download(name, weights=False)).name)
+  wanted = [*_SMALL, *([_WEIGHTS] if weights else [])]
   try:
-    return huggingface_hub.snapshot_download(
-        match[1], revision=revision,
-        allow_patterns=[*_SMALL, *([_WEIGHTS] if weights else [])])
+    folder = huggingface_hub.snapshot_download(
+        match[1], revision=match[2], allow_patterns=wanted)
   except Exception as error:  # Its own, its HTTP client's, the system's.
     raise CheckpointError(
         f'{name} cannot be downloaded ({type(error).__name__}: '
         f'{" ".join(str(error).split())[:300]}). See that the name is right '
         'and the hub can be reached, or give the folder of a copy.') from error
+  if weights and download(name, weights=False) != folder:
+    raise CheckpointError(
+        f'{name} was changed while it was downloaded; start again, or name a '
+        'commit: hf:owner/name@commit.')
+  return folder

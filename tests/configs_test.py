@@ -2,11 +2,13 @@
 
 import pathlib
 import re
+import shutil
 
 from absl import flags
 import gin
 import numpy as np
 from prompt_tuning.demo import files
+from prompt_tuning.demo import tasks as demo_tasks
 import pytest
 import seqio
 from t5x import eval as eval_script
@@ -65,6 +67,11 @@ def _names(*folders: str) -> list[str]:
 
 MODELS = [name for name in _names('configs/models')
           if re.search(r'_(small|base|large|xl|xxl|80b|150b)_prompt', name)]
+# What a model file takes from the Hugging Face hub.
+HUB = {f'configs/models/{ours}_{size}_prompt.gin': theirs.format(size)
+       for ours, theirs in (('flan_t5', 'google/flan-t5-{}'),
+                            ('t5_lm_adapt', 'google/t5-{}-lm-adapt'))
+       for size in ('small', 'base', 'large', 'xl', 'xxl')}
 BIG = re.compile(r'(large|xl|xxl|80b|150b|3B|11B)')
 EXAMPLES = _names('t5x/examples/decoder_only/models', *(
     f't5x/examples/{family}' for family in (
@@ -98,6 +105,8 @@ def test_every_file_is_covered():
       # Parts that the sized files above include.
       *(f'configs/models/{family}_prompt.gin'
         for family in ('t5_1_1', 'mt5', 'byt5')),
+      'configs/models/hugging_face.gin',
+      'configs/models/hugging_face_prompt.gin',
       'configs/models/demo.gin', 'configs/models/demo_prompt.gin'}
   shipped = {str(p.relative_to(ROOT)) for folder in ('configs', 'gin', 't5x')
              for p in (ROOT / folder).rglob('*.gin')}
@@ -113,13 +122,52 @@ BYT5_WIDTHS = {
 
 
 @pytest.mark.parametrize('name', _marked(MODELS))
-def test_prompt_models_train_a_prompt_of_their_width(name, capsys):
+def test_prompt_models_train_a_prompt_of_their_width(
+    name, capsys, request, tmp_path):
+  if name in HUB:
+    # Enough of the repository for its vocabulary.
+    folder = tmp_path / 'made'
+    folder.mkdir()
+    (folder / 'config.json').write_text('{"model_type": "t5"}')
+    shutil.copy(demo_tasks.VOCABULARY_FILE, folder / 'spiece.model')
+    request.getfixturevalue('hub')(HUB[name], folder)
   dry_run(train.train, f'--gin_file={name.removeprefix("configs/")}',
           '--gin_file=runs/prompt_finetune.gin', *_once(name), *FINETUNE)
   size = re.search(r'_([^_]+)_prompt', name)[1]
   width = (BYT5_WIDTHS if 'byt5' in name else WIDTHS)[size]
   assert (f'trained: {100 * width:,} in 1 (encoder/prompt/prompt/prompt)'
           in capsys.readouterr().out)
+
+
+@pytest.mark.parametrize('name', HUB)
+@pytest.mark.parametrize('fn,run,macro', [
+    (train.train, 'prompt_finetune', 'INITIAL_CHECKPOINT_PATH'),
+    (eval_script.evaluate, 'prompt_eval', 'CHECKPOINT_PATH'),
+    (infer.infer, 'prompt_infer', 'CHECKPOINT_PATH'),
+    (export.save, 'prompt_export', 'CHECKPOINT_PATH')])
+def test_models_of_the_hub_bring_their_checkpoint(name, fn, run, macro):
+  with gin_utils.main_function(fn):
+    gin_utils.parse_gin_flags(
+        ['.'], [name.removeprefix('configs/'), f'runs/{run}.gin'], [],
+        finalize_config=False)
+  assert str(gin.query_parameter(f'{macro}/gin.macro.value')) == '%HF_MODEL'
+  assert gin.query_parameter(
+      'HF_MODEL/gin.macro.value') == f'hf:{HUB[name]}'
+
+
+def test_the_sizes_of_a_folder_are_those_of_its_config(
+    theirs, tmp_path, capsys):
+  theirs.write(tmp_path, {'vocab_size': 1000, 'd_model': 24})
+  shutil.copy(demo_tasks.VOCABULARY_FILE, tmp_path / 'spiece.model')
+  text = dry_run(
+      train.train, '--gin_file=models/hugging_face_prompt.gin',
+      '--gin_file=runs/prompt_finetune.gin', f'--gin.HF_MODEL={tmp_path}',
+      '--gin.MIXTURE_OR_TASK_NAME=some_task', '--gin.TRAIN_STEPS=10',
+      "--gin.TASK_FEATURE_LENGTHS={'inputs': 16, 'targets': 4}",
+      '--gin.MODEL_DIR=/nowhere', '--gin.USE_CACHED_TASKS=False')
+  assert 'trained: 2,400 in 1' in capsys.readouterr().out
+  assert "t5_config.dtype = 'bfloat16'" in text
+  assert 't5_config.dropout_rate = 0.1' in text
 
 
 @pytest.mark.parametrize('name', _names('configs/models/sizes'))

@@ -43,6 +43,7 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 from t5x import adafactor
 from t5x import decoding
+from t5x import hugging_face_hub
 from t5x import initialization
 from t5x import metrics as metrics_lib
 from t5x import models
@@ -266,6 +267,31 @@ class HuggingFace:
     safetensors_numpy.save_file(
         tensors, folder / 'model.safetensors', {'format': 'pt'})
     return tensors
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+  """`hub(name, folder)`: puts a model into an offline cache of the hub."""
+  constants = pytest.importorskip('huggingface_hub.constants')
+  cache, commit = tmp_path / 'hub', 'c0ffee' * 6 + 'c0ff'
+  cache.mkdir()
+  monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(cache))
+  monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+
+  def add(name: str, folder: pathlib.Path) -> pathlib.Path:
+    repository = cache / f'models--{name.replace("/", "--")}'
+    snapshot = repository / 'snapshots' / commit
+    for place in (snapshot, repository / 'blobs', repository / 'refs'):
+      place.mkdir(parents=True)
+    (repository / 'refs' / 'main').write_text(commit)
+    for number, path in enumerate(folder.iterdir()):
+      path.rename(repository / 'blobs' / f'{number:040x}')
+      (snapshot / path.name).symlink_to(f'../../blobs/{number:040x}')
+    return snapshot
+
+  hugging_face_hub.download.cache_clear()
+  yield add
+  hugging_face_hub.download.cache_clear()
 
 
 @pytest.fixture(scope='session')

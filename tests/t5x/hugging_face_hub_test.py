@@ -15,32 +15,10 @@ COMMIT = 'c0ffee' * 6 + 'c0ff'
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch):
-  """An offline cache, empty."""
-  constants = pytest.importorskip('huggingface_hub.constants')
-  folder = tmp_path / 'hub'
-  folder.mkdir()
-  monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(folder))
-  monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
-  hugging_face_hub.download.cache_clear()
-  yield folder
-  hugging_face_hub.download.cache_clear()
-
-
-@pytest.fixture
-def cached(cache, theirs, tmp_path):
-  """A model in it, its files as blobs; and its tensors."""
+def cached(hub, theirs, tmp_path):
+  """A model in the cache: its snapshot, and its tensors."""
   tensors = theirs.write(tmp_path / 'made')
-  repository = cache / 'models--owner--a-model'
-  snapshot = repository / 'snapshots' / COMMIT
-  for folder in (snapshot, repository / 'blobs', repository / 'refs'):
-    folder.mkdir(parents=True)
-  (repository / 'refs' / 'main').write_text(COMMIT)
-  for path in (tmp_path / 'made').iterdir():
-    blob = repository / 'blobs' / f'{len(path.name):040x}'
-    path.rename(blob)
-    (snapshot / path.name).symlink_to(f'../../blobs/{blob.name}')
-  return snapshot, tensors
+  return hub('owner/a-model', tmp_path / 'made'), tensors
 
 
 @pytest.mark.parametrize('name', [
