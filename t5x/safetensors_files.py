@@ -181,15 +181,15 @@ def _new_header(
   return header + b' ' * (-len(header) % 8)
 
 
-def _bytes(path: pathlib.Path, name: str, array: LazyArray) -> bytes:
-  """The values of an array, in rows, least byte first."""
+def _bytes(path: pathlib.Path, name: str, array: LazyArray) -> np.ndarray:
+  """The values of an array as bytes, in rows, least byte first."""
   value = array.get()
   if value.shape != array.shape or value.dtype != array.dtype:
     raise CheckpointError(
         f'{path}: {name} is {value.dtype}{list(value.shape)}, not '
         f'{array.dtype}{list(array.shape)} as declared.')
-  little = value.dtype.newbyteorder('<')
-  return value.astype(little, copy=False).tobytes(order='C')
+  little = value.astype(value.dtype.newbyteorder('<'), copy=False)
+  return np.ascontiguousarray(little).reshape(-1).view(np.uint8)
 
 
 def _header(path: pathlib.Path) -> dict[str, Any]:

@@ -151,8 +151,8 @@ def test_a_model_of_the_hub_infers_what_the_same_model_of_t5x_does(
         f'--gin.INPUT_FILE={tmp_path}/inputs.txt',
         f'--gin.INFER_OUTPUT_DIR={tmp_path / name}',
         f'--gin.PROMPT_FILE={run}/numpy_checkpoints/checkpoint_3/{PROMPT}'])
-    (file,) = (tmp_path / name).glob('*-predict.jsonl-*')
-    found.append(file.read_text())
+    found.append((tmp_path / name / 'inputs-predict.jsonl-00000-of-00001'
+                  ).read_text())
   assert found[0] == found[1] and len(found[0].splitlines()) == 3
   program.run_command(export.save, [
       *MODEL, '--gin_file=runs/prompt_export.gin', LENGTHS,
