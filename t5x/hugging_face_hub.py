@@ -14,8 +14,8 @@ CheckpointError = lazy_arrays.CheckpointError
 
 PREFIX = 'hf:'
 _NAME = re.compile(r'hf:([\w-][\w.-]*/[\w-][\w.-]*)(?:@(\w[\w./-]*))?')
-_SMALL = ('config.json', 'model.safetensors.index.json', 'spiece.model')
-_WEIGHTS = 'model*.safetensors'
+SMALL = ('config.json', 'model.safetensors.index.json', 'spiece.model')
+WEIGHTS = 'model*.safetensors'
 
 
 def is_name(path: str) -> bool:
@@ -52,7 +52,7 @@ def download(name: str, weights: bool = True) -> str:
         f'{name} needs the package huggingface_hub: pip install '
         "'spot-prompt-tuning[hub]', or download the model and give its folder."
     ) from error
-  wanted = [*_SMALL, *([_WEIGHTS] if weights else [])]
+  wanted = [*SMALL, *([WEIGHTS] if weights else [])]
   try:
     folder = huggingface_hub.snapshot_download(
         match[1], revision=match[2], allow_patterns=wanted)

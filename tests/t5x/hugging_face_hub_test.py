@@ -74,6 +74,18 @@ def test_without_the_package_the_error_says_what_to_install(monkeypatch):
     checkpoints.find_checkpoint('hf:owner/a-model')
 
 
+def test_only_plain_data_is_downloaded():
+  utils = pytest.importorskip('huggingface_hub.utils')
+  there = ['config.json', 'spiece.model', 'model.safetensors.index.json',
+           'model.safetensors', 'model-00001-of-00002.safetensors']
+  others = ['pytorch_model.bin', 'model.bin', 'model.pt', 'modeling_t5.py',
+            'tf_model.h5', 'flax_model.msgpack', 'training_args.bin',
+            'onnx/model.safetensors', 'README.md', 'sub/config.json']
+  patterns = [*hugging_face_hub.SMALL, hugging_face_hub.WEIGHTS]
+  assert list(utils.filter_repo_objects(
+      there + others, allow_patterns=patterns)) == there
+
+
 PIECES = 800  # Of the demo's vocabulary.
 
 

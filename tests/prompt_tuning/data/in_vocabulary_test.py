@@ -28,7 +28,8 @@ def registered():
         output_features={
             'inputs': seqio.Feature(absent, add_eos=True, required=False),
             'targets': seqio.Feature(absent, add_eos=False),
-            'idx': seqio.Feature(seqio.PassThroughVocabulary(9), add_eos=False)},
+            'idx': seqio.Feature(
+                seqio.PassThroughVocabulary(9), add_eos=False)},
         metric_fns=[metrics.accuracy])
   seqio.MixtureRegistry.add('in_vocabulary_test_mixture', [
       (NAMES[0], 3.0), (NAMES[1], 1.0)])
