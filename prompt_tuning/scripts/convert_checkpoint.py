@@ -53,7 +53,6 @@ def _convert(flags: argparse.Namespace) -> None:
               if name.startswith('target/') else array
               for name, array in arrays.items()}
   if flags.to == 'hugging_face':
-    command.require_absent(flags.output_dir)
     _report(arrays, hugging_face.theirs(arrays))
     hugging_face.write(
         flags.output_dir, arrays, largest_shard=flags.shard_bytes)

@@ -54,7 +54,8 @@ def test_a_repository_of_pickles_is_named(cached):
 
 @pytest.mark.parametrize('name', [
     'hf:', 'hf:model', 'hf:a/b/c', 'hf:../../etc', 'hf:a/..', 'hf:a/b@',
-    'hf:a/b@../../x', 'hf:a b/c', 'hf:/etc/passwd', 'hf:a/b@-x'])
+    'hf:a/b@../../x', 'hf:a/b@x/../../y', 'hf:a b/c', 'hf:/etc/passwd',
+    'hf:a/b@-x'])
 def test_what_is_no_name_is_refused(name):
   with pytest.raises(checkpoints.CheckpointError, match='hf:owner/name'):
     checkpoints.find_checkpoint(name)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from t5x import checkpoints
 from t5x import fingerprint
+from t5x import hugging_face
 from t5x import inference_state
 from t5x import partitioning
 
@@ -118,6 +119,29 @@ def test_a_moved_base_is_named_and_can_be_found_again(
   state = _restorer(tiny, restore, prompt_length=3,
                     base_checkpoint_path=moved).state(gone)
   np.testing.assert_array_equal(state.frozen[PROMPT], prompts[14])
+
+
+def test_a_base_may_be_a_folder_of_hugging_face(tiny, base, run, tmp_path):
+  path, values = base
+  folder, prompts = run
+  moved = tmp_path / 'moved'
+  hugging_face.write(str(moved), checkpoints.open_checkpoint(path))
+  save = str(folder / 'checkpoint_14')
+  restorer = _restorer(tiny, _restore(save), prompt_length=3,
+                       base_checkpoint_path=str(moved))
+  state = restorer.state(save)
+  np.testing.assert_array_equal(state.frozen[PROMPT], prompts[14])
+  for name, value in values.items():
+    np.testing.assert_array_equal(state.frozen[name], value)
+  # Another function of the same weights.
+  config = moved / 'config.json'
+  config.write_text(config.read_text().replace(': 128,', ': 64,'))
+  says = 'relpos_max_distance is 128 but should be 64'
+  with pytest.raises(checkpoints.CheckpointError, match=says):
+    _restorer(tiny, _restore(save), prompt_length=3,
+              base_checkpoint_path=str(moved)).state(save)
+  with pytest.raises(checkpoints.CheckpointError, match=says):
+    _restorer(tiny, _restore(moved)).state(str(moved))
 
 
 def test_another_base_is_refused(tiny, run, tmp_path):

@@ -4,6 +4,7 @@ from prompt_tuning.data import in_vocabulary
 from prompt_tuning.data import metrics
 from prompt_tuning.demo import tasks
 import pytest
+from sentencepiece import sentencepiece_model_pb2
 import seqio
 from t5x import datasets
 import tensorflow as tf
@@ -82,9 +83,16 @@ def test_a_name_is_of_one_vocabulary(tmp_path):
   copy.write_bytes(tasks.VOCABULARY_FILE.read_bytes())
   assert name == in_vocabulary.task(
       NAMES[0], seqio.SentencePieceVocabulary(str(copy), tasks.EXTRA_IDS))
-  others = [seqio.SentencePieceVocabulary(str(copy)), seqio.ByteVocabulary()]
+  # As many pieces, but one of them is another.
+  model = sentencepiece_model_pb2.ModelProto.FromString(copy.read_bytes())
+  model.pieces[-1].piece += 'x'
+  (tmp_path / 'other.model').write_bytes(model.SerializeToString())
+  others = [
+      seqio.SentencePieceVocabulary(
+          str(tmp_path / 'other.model'), tasks.EXTRA_IDS),
+      seqio.SentencePieceVocabulary(str(copy)), seqio.ByteVocabulary()]
   names = {in_vocabulary.task(NAMES[0], other) for other in others} | {name}
-  assert len(names) == 3
+  assert len(names) == 4
 
 
 def test_a_task_that_is_not_registered_is_named():
