@@ -55,7 +55,8 @@ def quoted(value: str) -> str:
   """A value as gin reads it; what is not a gin value becomes a string.
 
   Literals (numbers, quoted strings, tuples, dictionaries, None, True), macros
-  and references stay as they are; a bare word or path is quoted.
+  and references stay as they are; a bare word, a path, or a template that
+  begins with a field, as `{label}`, is quoted.
   """
   text = value.strip()
   if text.startswith(('@', '%')):
@@ -63,8 +64,9 @@ def quoted(value: str) -> str:
   try:
     ast.literal_eval(text)
   except (ValueError, SyntaxError):
-    looks_structured = text[:1] in '([{\'"' and text[:1] != ''
-    return text if looks_structured else repr(text)
+    structured = text.startswith(tuple('([{\'"'))
+    template = re.match(r'\{\w+\}', text)
+    return text if structured and not template else repr(text)
   return text
 
 

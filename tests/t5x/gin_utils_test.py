@@ -31,6 +31,8 @@ ROOT = pathlib.Path(__file__).parents[2]
     ('(1, 1, 1, 2)', (1, 1, 1, 2)),
     ("{'inputs': 512, 'targets': 8}", {'inputs': 512, 'targets': 8}),
     ('the film was good', None),
+    ('{label}', None),
+    ('{question} or {answer}?', None),
 ])
 def test_values_of_the_command_line(written, value):
   (binding,) = gin_utils.rewrite_gin_args([f'--gin.NAME={written}'])
@@ -44,7 +46,8 @@ def test_values_of_the_command_line(written, value):
 
 
 @pytest.mark.parametrize('reference', [
-    '@optax.adamw()', '%OTHER', '[@optax.clip(), @optax.adamw()]'])
+    '@optax.adamw()', '%OTHER', '[@optax.clip(), @optax.adamw()]',
+    "{'inputs': %LENGTH}"])
 def test_references_are_left_alone(reference):
   assert gin_utils.rewrite_gin_args([f'--gin.X={reference}']) == [
       f'--gin_bindings=X = {reference}']
