@@ -263,6 +263,9 @@ PROMPT_MACROS = {
     'from_sampled_vocab': [],
     'from_sampled_vocab_numpy': ['--gin.EMBEDDING_FILE={table}'],
     'from_string': ['--gin.PROMPT_STRING=the film was good'],
+    'peft_random': [],
+    'peft_sample_vocab': [],
+    'peft_text': ['--gin.PROMPT_STRING=the film was good'],
 }
 
 
@@ -280,10 +283,13 @@ def test_prompt_files_resolve(name, tmp_path):
       '--gin.MIXTURE_OR_TASK_NAME=demo_film_sentiment',
       '--gin.TRAIN_STEPS_RELATIVE=10',
       '--gin.MODEL_DIR=/nowhere', '--gin.RANDOM_SEED=0', *macros)
-  initialiser = {'from_file': 'from_array', 'from_string':
-                 'from_embedded_string'}.get(short, (
-                     'from_embedded_list' if 'labels' in short
-                     else 'from_sample_of_embeddings'))
+  initialiser = {
+      'from_file': 'from_array', 'from_string': 'from_embedded_string',
+      'peft_random': 'standard_normal',
+      'peft_sample_vocab': 'from_any_embeddings',
+      'peft_text': 'from_repeated_string'}.get(short, (
+          'from_embedded_list' if 'labels' in short
+          else 'from_sample_of_embeddings'))
   assert f'prompt_init = @prompt_init/prompts.{initialiser}()' in text
 
 

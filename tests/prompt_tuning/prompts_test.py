@@ -21,6 +21,8 @@ FULL = nn.initializers.constant(7.0)
 class NumberVocabulary:
   """Words are the ids of their tokens."""
 
+  eos_id = 1
+
   def encode(self, text: str) -> list[int]:
     return [int(word) for word in text.split()]
 
@@ -30,11 +32,16 @@ VOCABULARY = NumberVocabulary()
 # Every way to start a prompt; a new one goes through every law below.
 INITIALIZERS = {
     'uniform': prompts.symmetric_uniform(),
+    'normal': prompts.standard_normal(),
     'array': prompts.from_array(TABLE[:P]),
     'float64 array': prompts.from_array(TABLE[:P].astype(np.float64)),
     'sample': prompts.from_sample_of_embeddings(TABLE),
     'sample of some': prompts.from_sample_of_embeddings(TABLE, 20),
     'sample of fewer': prompts.from_sample_of_embeddings(TABLE, P - 2),
+    'any': prompts.from_any_embeddings(TABLE),
+    'any of fewer': prompts.from_any_embeddings(TABLE[:P - 2]),
+    'repeated string': prompts.from_repeated_string(TABLE, VOCABULARY, '4 5'),
+    'repeated nothing': prompts.from_repeated_string(TABLE, VOCABULARY, ''),
     'list': prompts.from_embedded_list(TABLE, VOCABULARY, ['4', '5 6 7']),
     'long list': prompts.from_embedded_list(TABLE, VOCABULARY, ['4'] * 9),
     'empty list': prompts.from_embedded_list(TABLE, VOCABULARY, []),
@@ -45,7 +52,8 @@ INITIALIZERS = {
     'string and uniform': prompts.from_embedded_string(
         TABLE, VOCABULARY, '4', prompts.symmetric_uniform()),
 }
-WITHOUT_CHANCE = ['array', 'float64 array', 'long list', 'long string']
+WITHOUT_CHANCE = ['array', 'float64 array', 'long list', 'long string',
+                  'repeated string', 'repeated nothing']
 every_initializer = pytest.mark.parametrize('name', INITIALIZERS)
 
 
@@ -72,7 +80,8 @@ def test_law_compiled_equals_eager(name):
   np.testing.assert_array_equal(compiled, INITIALIZERS[name](KEY, (P, H)))
 
 
-@pytest.mark.parametrize('name', sorted(INITIALIZERS.keys() - {'uniform'}))
+@pytest.mark.parametrize('name', sorted(
+    INITIALIZERS.keys() - {'uniform', 'normal'}))
 def test_law_another_width_is_refused(name):
   with pytest.raises(ValueError, match=f'{H}.*{H + 1}'):
     INITIALIZERS[name](KEY, (P, H + 1))
@@ -86,6 +95,13 @@ def test_uniform_covers_both_sides_evenly(scale):
   counts, _ = np.histogram(values, bins=10, range=(-scale, scale))
   assert counts.sum() == values.size
   assert np.abs(counts - 1000).max() < 6 * 30
+
+
+def test_normal_is_standard():
+  values = np.sort(np.ravel(prompts.standard_normal()(KEY, (100, 100))))
+  # The share below each of some thresholds, of 10,000: sd half a percent.
+  for threshold, share in [(-2, 0.0228), (-1, 0.1587), (0, 0.5), (1, 0.8413)]:
+    assert np.mean(values < threshold) == pytest.approx(share, abs=0.02)
 
 
 def rows_of(prompt):
@@ -134,6 +150,34 @@ def test_sample_of_more_than_there_is_takes_all_and_warns(caplog):
 def test_sample_of_nothing_is_refused_at_once(population):
   with pytest.raises(ValueError, match=f'population_size is {population}'):
     prompts.from_sample_of_embeddings(TABLE, population)
+
+
+def test_any_draws_each_row_on_its_own():
+  initializer = prompts.from_any_embeddings(TABLE)
+  rows = rows_of(initializer(KEY, (100 * V, H)))
+  counts = np.bincount(rows, minlength=V)  # 100 of each, sd 10.
+  assert np.abs(counts - 100).max() < 60
+  assert np.std(counts) > 5  # Independent draws are not even.
+
+
+# What peft 0.21.2 makes of the same tokens and the end token 1.
+@pytest.mark.parametrize('text,length,expected', [
+    ('4 5 6', 6, [4, 5, 6, 1, 4, 5]), ('4 5 6', 4, [4, 5, 6, 1]),
+    ('4 5 6', 2, [4, 5]), ('4 5 6', 9, [4, 5, 6, 1, 4, 5, 6, 1, 4]),
+    ('', 3, [1, 1, 1])])
+def test_repeated_string_is_trimmed_or_repeated(text, length, expected):
+  prompt = prompts.from_repeated_string(TABLE, VOCABULARY, text)(
+      KEY, (length, H))
+  np.testing.assert_array_equal(prompt, TABLE[expected])
+
+
+@pytest.mark.parametrize('text,eos,match', [
+    (['positive'], 1, 'expected one text'), ('4', None, 'no end token')])
+def test_repeated_string_needs_a_text_and_an_end(text, eos, match):
+  vocabulary = NumberVocabulary()
+  vocabulary.eos_id = eos
+  with pytest.raises(ValueError, match=match):
+    prompts.from_repeated_string(TABLE, vocabulary, text)
 
 
 @pytest.mark.parametrize('texts', [
