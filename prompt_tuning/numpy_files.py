@@ -38,7 +38,22 @@ def read(path: str) -> np.ndarray:
   if file.is_dir() or not file.exists():
     raise NumpyFileError(f'{path} does not exist or is a folder; expected a '
                          'numpy file.')
-  content = file.read_bytes()
+  return parse(path, file.read_bytes())
+
+
+def parse(path: str, content: bytes) -> np.ndarray:
+  """An array of numbers from what a file holds.
+
+  Args:
+    path: what errors call it.
+    content: all of the file.
+
+  Returns:
+    The array, in the dtype of the file.
+
+  Raises:
+    NumpyFileError: see `read`.
+  """
   shape, fortran_order, dtype, offset = _header(path, content)
   expected = math.prod(shape) * dtype.itemsize
   if expected != len(content) - offset:

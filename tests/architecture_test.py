@@ -42,7 +42,8 @@ ENGINE = {
     'tools': ['scripts.command', 'scripts.convert_checkpoint'],
 }
 SCIENCE = {
-    'prompts': ['numpy_files', 'masks', 'prompts'],
+    'prompts': [
+        'numpy_files', 'npz_files', 'masks', 'prompts'],
     'train': [
         'train.prompts', 'train.layers', 'train.models', 'train.optim',
         'train.partitioning', 'train.numpy_checkpoints', 'train.utils'],
