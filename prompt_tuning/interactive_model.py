@@ -9,8 +9,9 @@ ask.predict(['the film was good'])
 """
 
 import dataclasses
+import functools
 
-from prompt_tuning import numpy_files
+from prompt_tuning import prompt_files
 from prompt_tuning.train import partitioning as prompt_partitioning
 from t5x import interactive_model
 from t5x import partitioning
@@ -21,8 +22,8 @@ class InteractiveModel(interactive_model.InteractiveModel):
   """`t5x.interactive_model.InteractiveModel` with a prompt.
 
   Attributes:
-    prompt_file: a numpy file of a trained prompt; None takes the prompt of the
-      checkpoint, which must be a run's own then.
+    prompt_file: a trained prompt of any format, see `prompt_files`; None takes
+      the prompt of the checkpoint, which must be a run's own then.
     prompt_path: the parameter that it is.
   """
 
@@ -37,7 +38,10 @@ class InteractiveModel(interactive_model.InteractiveModel):
     """
     if self.prompt_file is not None:
       self.parameters = dict(self.parameters) | {
-          self.prompt_path: numpy_files.read(self.prompt_file)}
+          self.prompt_path: prompt_files.read(self.prompt_file)}
+      self.base_checks = (*self.base_checks, functools.partial(
+          prompt_files.require_same_base, path=self.prompt_file,
+          vocabulary=self.model.input_vocabulary))
     self.partitioner = self.partitioner or partitioning.PjitPartitioner(
         1, logical_axis_rules=partitioning.standard_logical_axis_rules(
             additional_rules=(

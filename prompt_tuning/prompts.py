@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import numpy as np
-from prompt_tuning import numpy_files
+from prompt_tuning import prompt_files
 from t5x import checkpoints
 
 Initializer = Callable[[Array, Sequence[int]], Array]
@@ -29,19 +29,19 @@ def expand_to_batch(x: Array, y: Array) -> Array:
 
 
 def np_load(path: str, restore_dtype: Any = None) -> np.ndarray:
-  """An array from a numpy file.
+  """An array from a file, under the name that published gin files give it.
 
   Args:
-    path: see `numpy_files.read`.
+    path: of a prompt of any format, see `prompt_files`, or of a table `[V, H]`.
     restore_dtype: dtype to convert to; None keeps the file's.
 
   Returns:
     The array.
 
   Raises:
-    numpy_files.NumpyFileError: if the file cannot be trusted.
+    ValueError: if the file cannot be trusted.
   """
-  array = numpy_files.read(path)
+  array = prompt_files.read(path)
   return array if restore_dtype is None else array.astype(restore_dtype)
 
 

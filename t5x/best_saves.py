@@ -86,21 +86,21 @@ def metric_by_step(directory: str, name: str) -> dict[int, float]:
   for i in range(1, len(parts)):
     run, figure = '/'.join(parts[:i]), '/'.join(parts[i:])
     for path in (f'{run}/metrics.jsonl', f'{run}-metrics.jsonl'):
-      for row in _rows(epath.Path(directory) / path):
+      for row in rows(epath.Path(directory) / path):
         value = row.get(figure)
         if isinstance(value, int | float) and math.isfinite(value):
           values[row['step']] = value
   return values
 
 
-def _rows(file: epath.Path) -> list[dict[str, Any]]:
-  """The rows of a file of JSON lines; a last one that was cut off is not."""
-  rows = []
+def rows(file: epath.Path) -> list[dict[str, Any]]:
+  """The rows of a file of figures; a last one that was cut off is not."""
+  found = []
   for line in file.read_text().splitlines() if file.exists() else ():
     try:
       row = json.loads(line)
     except ValueError:
       continue
     if isinstance(row, dict) and isinstance(row.get('step'), int):
-      rows.append(row)
-  return rows
+      found.append(row)
+  return found

@@ -12,6 +12,9 @@ SaveStateTransformationFn = Callable[
     [StateDict, StateDict], tuple[StateDict, StateDict]]
 # (state, the model's state, *, is_resuming) -> state; before arrays are read.
 RestoreStateTransformationFn = Callable[..., StateDict]
+# (parameters that were restored and are not trained, where they came from);
+# raises a ValueError to refuse them.
+BaseCheckFn = Callable[[Mapping[str, Any], str | None], None]
 
 _DTYPES = (None, 'float32', 'bfloat16', 'float16')
 
@@ -73,6 +76,10 @@ class RestoreCheckpointConfig:
     checkpointer_cls: accepted for T5X's gin files; every layout is recognised.
     state_transformation_fns: applied in order, after the map, to the tree of
       unread arrays.
+    base_checks: not T5X's: called in order with the parameters that were
+      restored and are not trained, and with their checkpoint, before a run
+      begins; they raise a ValueError to refuse them. What is resumed, or comes
+      with the base that it records, has its own fingerprint instead.
   """
 
   path: str | Sequence[str] | None = None
@@ -84,6 +91,7 @@ class RestoreCheckpointConfig:
   restore_dataset: bool = False
   checkpointer_cls: Any = None
   state_transformation_fns: Sequence[RestoreStateTransformationFn] = ()
+  base_checks: Sequence[BaseCheckFn] = ()
 
   def __post_init__(self):
     _require_dtype('RestoreCheckpointConfig', self.dtype)

@@ -114,6 +114,7 @@ class Restorer:
     Raises:
       CheckpointError: if something cannot be restored, or a run's base is not
         the one that it was trained on.
+      ValueError: if a check of a frozen model refuses it.
     """
     checkpoint = checkpoints.Save(directory)
     base = (checkpoint.record.base if checkpoints.is_run_save(directory)
@@ -137,11 +138,16 @@ class Restorer:
           'set evaluate.fallback_init_rng or infer.fallback_init_rng, as the '
           'run files that take a PROMPT_FILE do.')
     hugging_face.require_same_model(checkpoint.directory, self._model)
-    return restoration.load_parameters(
+    parameters = restoration.load_parameters(
         self.infos, self.placement, self._restore, checkpoint,
         lambda paths: train_state_lib.initialize(
             self._init_fn, jax.random.key(self._seed or 0), paths,
             self.placement))
+    base = {path: value for path, value in parameters.items()
+            if not _left_fresh(self._restore, path)}
+    for check in self._restore.base_checks:
+      check(base, checkpoint.directory)
+    return parameters
 
   def _two_parts(
       self, save: checkpoints.Checkpoint, base: checkpoints.BaseRecord

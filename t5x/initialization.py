@@ -293,6 +293,7 @@ def start(
   Raises:
     CheckpointError: if something cannot be restored, or the frozen model is
       not the one that the run began with.
+    ValueError: if a check of the frozen model refuses it.
   """
   infos = restored_dtypes(infos, restore)
   placement = train_state_lib.shardings(infos, trainer.partitioner)
@@ -328,6 +329,8 @@ def start(
         initial.directory if initial else None, origin.first_step,
         fingerprint.fingerprint(state.frozen))
   if save is None:
+    for check in restore.base_checks if restore else ():
+      check(state.frozen, initial.directory if initial else None)
     record = checkpoints.RunRecord(
         origin.first_step, origin.seed, batch_size=batch_size, base=base)
     return Start(state, record, begun_with, infos)

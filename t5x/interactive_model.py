@@ -46,6 +46,7 @@ class InteractiveModel:
     parameters: values by path that take the place of the checkpoint's.
     base_checkpoint_path: where the frozen base of a run's own checkpoint is, if
       not where it was.
+    base_checks: see `RestoreCheckpointConfig`.
     init_random_seed: of parameters that are in neither; not used where the
       checkpoint has them all.
     add_eos: end texts with the end token.
@@ -66,6 +67,7 @@ class InteractiveModel:
   parameters: Mapping[str, np.ndarray] = dataclasses.field(
       default_factory=dict)
   base_checkpoint_path: str | None = None
+  base_checks: Sequence[Callable[..., None]] = ()
   init_random_seed: int = 42
   add_eos: bool = True
   output_dir: str | None = None
@@ -89,7 +91,8 @@ class InteractiveModel:
         path=self.checkpoint_path, mode=self.restore_mode, dtype=self.dtype,
         assignment_map=[(re.escape(f'target/{path}'), None)
                         for path in self.parameters],
-        fallback_to_scratch=bool(self.parameters))
+        fallback_to_scratch=bool(self.parameters),
+        base_checks=self.base_checks)
     (directory,) = inference_state.directories(restore)
     restorer = inference_state.Restorer(
         self.model, self.partitioner, restore,

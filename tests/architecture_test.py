@@ -43,7 +43,8 @@ ENGINE = {
 }
 SCIENCE = {
     'prompts': [
-        'numpy_files', 'npz_files', 'masks', 'prompts'],
+        'numpy_files', 'npz_files', 'masks', 'prompt_artifacts',
+        'interop.peft', 'prompt_files', 'prompts'],
     'train': [
         'train.prompts', 'train.layers', 'train.models', 'train.optim',
         'train.partitioning', 'train.numpy_checkpoints', 'train.utils'],

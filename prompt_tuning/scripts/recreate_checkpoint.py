@@ -37,7 +37,8 @@ def numpy_parameters(model_dir: str, step: int) -> dict[str, np.ndarray]:
     ValueError: if there are none, or a file is damaged.
   """
   folder = epath.Path(model_dir) / 'numpy_checkpoints' / f'checkpoint_{step}'
-  files = sorted(folder.iterdir()) if folder.is_dir() else []
+  files = [file for file in sorted(folder.iterdir() if folder.is_dir() else ())
+           if not file.is_dir()]  # Those are artifacts, of the same values.
   if not files:
     there = checkpoints.all_steps(os.fspath(folder.parent))
     raise ValueError(

@@ -1,13 +1,18 @@
 """Every save of a run also as plain numpy files, one per chosen parameter.
 
     numpy_checkpoints/checkpoint_<step>/encoder.prompt.prompt.prompt
+    numpy_checkpoints/checkpoint_<step>/encoder.prompt.prompt.prompt.artifact/
 
 They are what `prompts/from_file.gin` starts another task from, and are never
-removed: a prompt of 100 x 768 numbers is 300 kB.
+removed: a prompt of 100 x 768 numbers is 300 kB. A trained matrix in front of a
+frozen model also becomes a prompt artifact, which says what it was trained on.
 """
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import math
+import os
+import pathlib
 import re
 import time
 from typing import Any
@@ -17,6 +22,9 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 from prompt_tuning import numpy_files
+from prompt_tuning import prompt_artifacts
+from prompt_tuning import prompt_files
+from t5x import best_saves
 from t5x import checkpoints
 from t5x import optimizers
 from t5x import train_state as train_state_lib
@@ -55,16 +63,36 @@ class Checkpointer(checkpoints.Checkpointer):
   """Saves the run and, before that, chosen parameters as numpy files."""
 
   def __init__(
-      self, directory: str, *, save_paths: Sequence[str], **options: Any):
+      self,
+      directory: str,
+      *,
+      save_paths: Sequence[str],
+      task: Any = None,
+      vocabulary: Any = None,
+      parent: str | None = None,
+      **options: Any,
+  ):
     """Nothing is written yet.
 
     Args:
       directory: the run's folder.
       save_paths: regexes on parameter paths, without a leading `/`.
+      task: name of the task or mixture that is trained on, or itself.
+      vocabulary: SeqIO vocabulary of the inputs.
+      parent: PROMPT_FILE, if the prompt begins as another one.
       **options: see the base class.
+
+    Raises:
+      ValueError: if the parent cannot be read.
     """
     super().__init__(directory, **options)
     self._save_paths = tuple(save_paths)
+    self._known = prompt_artifacts.Record(
+        shape=(), sha256='', task=getattr(task, 'name', task),
+        tokenizer=(None if vocabulary is None
+                   else prompt_artifacts.tokenizer_of(vocabulary)),
+        parent=None if parent is None else prompt_files.parent_of(parent))
+    self._base: prompt_artifacts.Base | None = None
     self._folder = epath.Path(directory) / 'numpy_checkpoints'
     if jax.process_index() == 0 and self._folder.is_dir():
       for path in self._folder.glob('checkpoint_*.tmp-0'):
@@ -76,10 +104,37 @@ class Checkpointer(checkpoints.Checkpointer):
       record: checkpoints.RunRecord,
   ) -> None:
     """See base class."""
-    self.save_numpy(state.trainable | state.frozen, int(state.step))
+    records = {}
+    if state.frozen:
+      known = self._known_of(state, record)
+      records = {path: dataclasses.replace(known, parameter=path)
+                 for path in state.trainable}
+    self.save_numpy(
+        state.trainable | state.frozen, int(state.step), records)
     super().save(state, record)
 
-  def save_numpy(self, parameters: Mapping[str, Any], step: int) -> None:
+  def _known_of(
+      self, state: train_state_lib.TrainState, record: checkpoints.RunRecord
+  ) -> prompt_artifacts.Record:
+    """What an artifact says of a step besides its values."""
+    if self._base is None:  # The frozen part never changes.
+      base = record.base
+      self._base = prompt_artifacts.base_of(
+          state.frozen, *((base.path, base.step) if base else ()))
+    step, folder = int(state.step), epath.Path(self.directory)
+    recipe = folder / 'config.gin'
+    return dataclasses.replace(
+        self._known, base=self._base, metrics=_figures(folder, step),
+        seed=record.seed, first_step=record.first_step, step=step,
+        batch_size=record.batch_size,
+        recipe=recipe.read_text() if recipe.exists() else None)
+
+  def save_numpy(
+      self,
+      parameters: Mapping[str, Any],
+      step: int,
+      records: Mapping[str, prompt_artifacts.Record] | None = None,
+  ) -> None:
     """Writes the chosen parameters of a step.
 
     Files of an earlier attempt at the same step are kept under another name
@@ -88,6 +143,8 @@ class Checkpointer(checkpoints.Checkpointer):
     Args:
       parameters: all parameters by path.
       step: absolute step.
+      records: by path, what an artifact says of a matrix; those without one
+        become numpy files only.
 
     Raises:
       CheckpointError: if they cannot be written; what was there is untouched.
@@ -96,18 +153,18 @@ class Checkpointer(checkpoints.Checkpointer):
     for regex in self._save_paths:
       optimizers.require_match(regex, parameters)
     chosen = {
-        path.replace('/', '.'): np.asarray(_whole(value), np.float32)
+        path: np.asarray(_whole(value), np.float32)
         for path, value in parameters.items()
         if match_any(self._save_paths)(path, value)
     }
-    for name, value in chosen.items():
-      numpy_files.require_finite(value, f'step {step}: {name}')
+    for path, value in chosen.items():
+      numpy_files.require_finite(value, f'step {step}: {_file_name(path)}')
     if jax.process_index() != 0:
       return
     final = self._folder / f'checkpoint_{step}'
     temporary = self._folder / f'{final.name}.tmp-0'
     try:
-      self._write(chosen, final, temporary)
+      self._write(chosen, final, temporary, records or {})
     except OSError as error:
       temporary.rmtree(missing_ok=True)
       raise checkpoints.CheckpointError(
@@ -116,19 +173,45 @@ class Checkpointer(checkpoints.Checkpointer):
           'written to, and start again to continue.') from error
 
   def _write(
-      self, files: Mapping[str, np.ndarray], final: epath.Path,
+      self,
+      values: Mapping[str, np.ndarray],
+      final: epath.Path,
       temporary: epath.Path,
+      records: Mapping[str, prompt_artifacts.Record],
   ) -> None:
     """Puts the files of a step in place, all or none."""
     temporary.rmtree(missing_ok=True)
-    for name, value in files.items():
-      numpy_files.write(str(temporary / name), value)
+    for path, value in values.items():
+      file = os.fspath(temporary / _file_name(path))
+      numpy_files.write(file, value)
+      if path in records and value.ndim == 2:
+        prompt_artifacts.write(
+            file + prompt_artifacts.SUFFIX, value, dataclasses.replace(
+                records[path], shape=value.shape,
+                sha256=prompt_artifacts.sha256(value)))
     if final.exists() and _same_files(final, temporary):
       temporary.rmtree()
       return
     if final.exists():
       final.rename(self._folder / f'{final.name}.backup-{time.time_ns()}')
     temporary.rename(final)
+
+
+def _file_name(path: str) -> str:
+  """T5X's name of a parameter's file."""
+  return path.replace('/', '.')
+
+
+def _figures(folder: epath.Path, step: int) -> dict[str, float]:
+  """What the evaluation of a step found, `<task>/<name>`."""
+  found: dict[str, float] = {}
+  for file in sorted(folder.glob('inference_eval/*-metrics.jsonl')):
+    task = file.name.removesuffix('-metrics.jsonl')
+    for row in best_saves.rows(file):
+      if row.pop('step') == step:
+        found |= {f'{task}/{name}': value for name, value in row.items()
+                  if type(value) in (int, float) and math.isfinite(value)}
+  return found
 
 
 def _whole(value: Any) -> np.ndarray:
@@ -141,7 +224,9 @@ def _whole(value: Any) -> np.ndarray:
 
 def _same_files(first: epath.Path, second: epath.Path) -> bool:
   """Whether two folders hold the same files."""
-  def content(folder: epath.Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+  def content(folder: epath.Path) -> dict[pathlib.Path, bytes]:
+    root = pathlib.Path(folder)
+    return {path.relative_to(root): path.read_bytes()
+            for path in root.rglob('*') if path.is_file()}
 
   return content(first) == content(second)

@@ -1,4 +1,8 @@
+import dataclasses
+import hashlib
+import json
 import re
+import shutil
 
 from flax import linen as nn
 from flax import traverse_util
@@ -7,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from prompt_tuning import numpy_files
+from prompt_tuning import prompt_artifacts
+from prompt_tuning import prompt_files
 from prompt_tuning import prompts
 from prompt_tuning.train import numpy_checkpoints
 from prompt_tuning.train import utils
@@ -120,7 +126,11 @@ def test_chosen_parameters_may_be_frozen_or_cut_over_devices(tmp_path):
   checkpointer(tmp_path, ['.*/prompt', '.*/embedding']).save(
       state_with(7, cut, {TABLE: table, 'encoder/norm/scale': table}), RECORD)
   folder = tmp_path / 'numpy_checkpoints' / 'checkpoint_7'
-  assert files_below(folder) == [NAME, 'token_embedder.embedding']
+  # What is not trained is no prompt, and gets no artifact.
+  assert files_below(folder) == [
+      NAME, *(f'{NAME}.artifact/{file}' for file in (
+          'README.md', 'prompt.json', 'prompt.safetensors')),
+      'token_embedder.embedding']
   np.testing.assert_array_equal(np.load(folder / NAME), VALUES)
   np.testing.assert_array_equal(
       np.load(folder / 'token_embedder.embedding'), VALUES[:3])
@@ -149,6 +159,65 @@ def test_another_content_of_a_step_keeps_the_first_as_backup(tmp_path):
   assert all(p.name.startswith('checkpoint_7.backup-') for p in backups)
   kept = sorted(np.load(p / NAME)[0, 0] / VALUES[0, 0] for p in backups)
   np.testing.assert_allclose(kept, [1, 2], rtol=1e-6)
+
+
+FROZEN = {TABLE: jnp.asarray(VALUES), 'encoder/norm/scale': jnp.ones(6)}
+BASE = checkpoints.BaseRecord('/models/checkpoint_5', 5, 'f' * 64)
+
+
+class Vocabulary:
+  vocab_size = 8
+  eos_id = 1
+
+
+def test_an_artifact_says_what_a_prompt_was_trained_on(tmp_path):
+  (tmp_path / 'config.gin').write_text("TASK = 'rte'\n")
+  (tmp_path / 'inference_eval').mkdir()
+  (tmp_path / 'inference_eval' / 'rte-metrics.jsonl').write_text(''.join(
+      json.dumps(row) + '\n' for row in (
+          {'step': 6, 'accuracy': 1.0},
+          {'step': 7, 'accuracy': 62.5, 'note': 'text'}, {'step': 8})))
+  parent = tmp_path / 'parent.npy'
+  np.save(parent, VALUES + 1)
+  saver = checkpointer(
+      tmp_path, task='rte', vocabulary=Vocabulary(), parent=str(parent))
+  saver.save(state_with(7, VALUES, FROZEN), dataclasses.replace(
+      RECORD, base=BASE, seed=3, first_step=5, batch_size=16))
+  folder = (tmp_path / 'numpy_checkpoints' / 'checkpoint_7')
+  artifact = prompt_artifacts.read(folder / f'{NAME}.artifact')
+  np.testing.assert_array_equal(artifact.prompt, VALUES, strict=True)
+  assert artifact.record == prompt_artifacts.Record(
+      shape=(8, 6), sha256=hashlib.sha256(VALUES.tobytes()).hexdigest(),
+      parameter=PATH, task='rte', metrics={'rte/accuracy': 62.5}, seed=3,
+      first_step=5, step=7, batch_size=16, recipe="TASK = 'rte'\n",
+      parent=prompt_artifacts.Parent(str(parent), hashlib.sha256(
+          (VALUES + 1).tobytes()).hexdigest()),
+      base=prompt_artifacts.base_of(FROZEN, '/models/checkpoint_5', 5),
+      tokenizer=prompt_artifacts.tokenizer_of(Vocabulary()))
+  # The folder above is the same prompt, not two.
+  np.testing.assert_array_equal(prompt_files.read(str(folder)), VALUES)
+  assert prompt_files.parent_of(folder).task == 'rte'
+
+
+def test_saving_an_artifact_again_leaves_its_files(tmp_path):
+  for _ in range(2):
+    checkpointer(tmp_path, task='rte').save(
+        state_with(7, VALUES, FROZEN), RECORD)
+    shutil.rmtree(tmp_path / 'checkpoint_7')
+  folder = tmp_path / 'numpy_checkpoints'
+  assert [p.name for p in folder.iterdir()] == ['checkpoint_7']
+  assert len(files_below(folder)) == 4
+
+
+def test_where_everything_is_trained_there_is_no_artifact(tmp_path):
+  checkpointer(tmp_path).save(state_with(7, VALUES), RECORD)
+  assert files_below(tmp_path / 'numpy_checkpoints') == [
+      f'checkpoint_7/{NAME}']
+
+
+def test_a_parent_that_cannot_be_read_is_refused_at_once(tmp_path):
+  with pytest.raises(ValueError, match='missing.npy'):
+    checkpointer(tmp_path, parent=str(tmp_path / 'missing.npy'))
 
 
 def test_regex_without_a_match_is_refused(tmp_path):
