@@ -117,7 +117,7 @@ def _require_prompt(path: pathlib.Path, config: Mapping[str, Any]) -> None:
         'trusted, set task_type and remove those keys.')
   kind = config.get('peft_type')
   if kind not in _READ:
-    reason = f' ({_OTHERS[kind]})' if kind in _OTHERS else ''
+    reason = f' ({_OTHERS[kind]})' if str(kind) in _OTHERS else ''
     raise AdapterError(
         f'{path}: peft_type is {str(kind)[:40]!r}, which is no prompt in front '
         f'of an input{reason}; expected {" or ".join(_READ)}.')
@@ -125,17 +125,18 @@ def _require_prompt(path: pathlib.Path, config: Mapping[str, Any]) -> None:
     raise AdapterError(
         f'{path}: task_type is {str(config.get("task_type"))[:40]!r}; expected '
         f'{" or ".join(TASK_TYPES)}.')
-  for name in ('num_virtual_tokens', 'token_dim'):
+  for name in (
+      'num_virtual_tokens', 'token_dim', 'num_transformer_submodules'):
     value = config.get(name)
     if type(value) is not int or value < 1:
       raise AdapterError(
           f'{path}: {name} is {str(value)[:40]!r}; expected a positive whole '
           'number.')
-  if config.get('num_transformer_submodules') not in (1, 2):
+  if config['num_transformer_submodules'] > 2:
     raise AdapterError(
         f'{path}: num_transformer_submodules is '
-        f'{str(config.get("num_transformer_submodules"))[:40]!r}; expected 1, '
-        'or 2 of an encoder-decoder.')
+        f'{str(config["num_transformer_submodules"])[:40]}; expected 1, or 2 '
+        'of an encoder-decoder.')
   if config.get('modules_to_save'):
     raise AdapterError(
         f'{path}: modules_to_save is {str(config["modules_to_save"])[:80]}; '
