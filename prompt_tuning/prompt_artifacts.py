@@ -25,10 +25,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 from t5x import fingerprint
+from t5x import lazy_arrays
 from t5x import safetensors_files
 from t5x import untrusted_files
 
 Prompt = Float[np.ndarray, 'P H']
+Parameters = Mapping[str, Array] | Mapping[str, lazy_arrays.LazyArray]
 
 SUFFIX = '.artifact'
 RECORD = 'prompt.json'
@@ -201,13 +203,16 @@ def sha256(prompt: Prompt) -> str:
 
 
 class _Rounded(Mapping[str, Array]):
-  """Arrays in bfloat16, converted one at a time."""
+  """Arrays in bfloat16, read and converted one at a time."""
 
-  def __init__(self, arrays: Mapping[str, Array]):
+  def __init__(self, arrays: Parameters):
     self._arrays = arrays
 
   def __getitem__(self, name: str) -> Array:
-    return self._arrays[name].astype(jnp.bfloat16)
+    array = self._arrays[name]
+    if isinstance(array, lazy_arrays.LazyArray):
+      array = jnp.asarray(array.get())
+    return array.astype(jnp.bfloat16)
 
   def __iter__(self) -> Iterator[str]:
     return iter(self._arrays)
@@ -217,7 +222,7 @@ class _Rounded(Mapping[str, Array]):
 
 
 def base_of(
-    parameters: Mapping[str, Array],
+    parameters: Parameters,
     path: str | None = None,
     step: int | None = None,
 ) -> Base:
@@ -227,7 +232,7 @@ def base_of(
   rounded to the latter first, so that both get the same name.
 
   Args:
-    parameters: its parameters by path, without the prompt.
+    parameters: its parameters by path, without the prompt; they may be unread.
     path: where they came from.
     step: of that checkpoint.
 

@@ -55,7 +55,7 @@ SCIENCE = {
         'scripts.variables', 'scripts.extract_variable',
         'scripts.subsample_vocab', 'scripts.find_module',
         'scripts.recreate_checkpoint', 'scripts.diff_checkpoints',
-        'scripts.convert_checkpoint'],
+        'scripts.convert_checkpoint', 'scripts.convert_prompt'],
     'data': [
         'data.rank_classification', 'data.few_shot', 'data.from_files',
         'data.in_vocabulary',

@@ -115,11 +115,11 @@ def _require_prompt(path: pathlib.Path, config: Mapping[str, Any]) -> None:
         f'{path} names code to load (auto_map, auto_mapping or '
         'trust_remote_code), which is never done. If the adapter is to be '
         'trusted, set task_type and remove those keys.')
-  kind = config.get('peft_type')
+  kind = str(config.get('peft_type'))
   if kind not in _READ:
-    reason = f' ({_OTHERS[kind]})' if str(kind) in _OTHERS else ''
+    reason = f' ({_OTHERS[kind]})' if kind in _OTHERS else ''
     raise AdapterError(
-        f'{path}: peft_type is {str(kind)[:40]!r}, which is no prompt in front '
+        f'{path}: peft_type is {kind[:40]!r}, which is no prompt in front '
         f'of an input{reason}; expected {" or ".join(_READ)}.')
   if config.get('task_type') not in TASK_TYPES:
     raise AdapterError(

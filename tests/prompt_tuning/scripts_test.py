@@ -8,6 +8,9 @@ import sys
 
 import jax.numpy as jnp
 import numpy as np
+from prompt_tuning import prompt_artifacts
+from prompt_tuning import prompt_files
+from prompt_tuning.scripts import convert_prompt
 from prompt_tuning.scripts import diff_checkpoints
 from prompt_tuning.scripts import extract_variable
 from prompt_tuning.scripts import find_module
@@ -198,6 +201,59 @@ def test_find_module(capsys):
   assert pathlib.Path(capsys.readouterr().out.strip()).name == 't5x'
 
 
+FORMATS = {'numpy': 'prompt.npy', 'safetensors': 'prompt.safetensors',
+           'peft': 'adapter', 'artifact': 'prompt.artifact'}
+
+
+@pytest.mark.parametrize('first', FORMATS)
+@pytest.mark.parametrize('second', FORMATS)
+def test_a_prompt_goes_from_any_format_to_any(tmp_path, first, second, capsys):
+  values = np.random.default_rng(0).normal(size=(5, 8))  # float64.
+  np.save(tmp_path / 'source.npy', values)
+  names = ['source.npy', FORMATS[first], f'second_{FORMATS[second]}']
+  for source, target, kind in zip(
+      names, names[1:], (first, second), strict=False):
+    assert convert_prompt.main([
+        f'--input={tmp_path / source}', f'--output={tmp_path / target}',
+        f'--format={kind}']) == 0
+  np.testing.assert_array_equal(
+      prompt_files.read(tmp_path / names[-1]), values.astype(np.float32),
+      strict=True)
+  said = capsys.readouterr().out
+  norms = np.linalg.norm(values, axis=1)
+  assert f'float32[5, 8], norms of its rows {norms.min():.1f} to' in said
+  assert ('note: it does not say which model' in said) == (
+      'artifact' in (first, second))
+
+
+def test_a_converted_artifact_keeps_what_it_says(run, tmp_path):
+  root, state, prompts = run
+  source = root / 'run' / 'numpy_checkpoints' / 'checkpoint_6'
+  copy, bound = tmp_path / 'copy', tmp_path / 'bound'
+  assert convert_prompt.main([
+      f'--input={source}', f'--output={copy}', '--format=artifact']) == 0
+  found = prompt_artifacts.read(copy)
+  np.testing.assert_array_equal(found.prompt, prompts[6])
+  assert found.record == prompt_artifacts.read(
+      source / 'encoder.prompt.prompt.prompt.artifact').record
+  # What the run fingerprinted on devices is what its checkpoint holds.
+  np.save(tmp_path / 'plain.npy', prompts[6])
+  assert convert_prompt.main([
+      f'--input={tmp_path / "plain.npy"}', f'--output={bound}',
+      '--format=artifact', f'--base_checkpoint={root / "base"}']) == 0
+  assert prompt_artifacts.read(bound).record.base == found.record.base
+  assert not prompt_artifacts.differences(
+      prompt_artifacts.read(bound).record, state.frozen, None)
+
+
+def test_one_array_of_several_is_named(tmp_path):
+  np.savez(tmp_path / 'bank.npz', rte=np.ones((3, 4)), sst2=np.zeros((3, 4)))
+  assert convert_prompt.main([
+      f'--input={tmp_path / "bank.npz"}', '--name=sst2', '--format=numpy',
+      f'--output={tmp_path / "sst2.npy"}']) == 0
+  np.testing.assert_array_equal(np.load(tmp_path / 'sst2.npy'), 0)
+
+
 BAD = {
     'no checkpoint': (extract_variable, [
         '--checkpoint_dir=/nowhere', '--variable_path=x', '--output_path=OUT'],
@@ -225,6 +281,18 @@ BAD = {
     'other model': (recreate_checkpoint, [
         '--model_dir=RUN', '--step=6', '--output_dir=OUT',
         '--base_checkpoint=BASE/nothing'], 'No checkpoint'),
+    'no prompt': (convert_prompt, [
+        '--input=/nowhere.npy', '--output=OUT', '--format=peft'],
+                  '/nowhere.npy does not exist'),
+    'converted prompt there': (convert_prompt, [
+        '--input=/nowhere.npy', '--output=BASE', '--format=numpy'],
+                               'is there already'),
+    'a table of bytes': (convert_prompt, [
+        '--input=BASE/checkpoint', '--output=OUT', '--format=artifact'],
+                         'is no numpy file'),
+    'no base': (convert_prompt, [
+        '--input=RUN/numpy_checkpoints/checkpoint_6', '--output=OUT',
+        '--format=artifact', '--base_checkpoint=/nowhere'], 'No checkpoint'),
     'no module': (find_module, ['no_such_module'], 'There is no module'),
     'no package': (find_module, ['no_such.module'], 'There is no module'),
 }
@@ -251,7 +319,7 @@ def test_bad_input_is_one_line_and_writes_nothing(
     't5x.scripts.convert_checkpoint',
     *(f'prompt_tuning.scripts.{name}' for name in (
         'extract_variable', 'subsample_vocab', 'diff_checkpoints',
-        'recreate_checkpoint', 'find_module'))])
+        'recreate_checkpoint', 'find_module', 'convert_prompt'))])
 def test_tools_run_as_modules(module):
   done = subprocess.run(
       [sys.executable, '-m', module, '--help'], capture_output=True, text=True,

@@ -40,9 +40,9 @@ def prompted(make=peft.PromptTuningConfig, **options):
   made = peft.get_peft_model(model(), make(
       task_type='SEQ_2_SEQ_LM', num_virtual_tokens=P, **options))
   with torch.no_grad():
-    for parameter in made.prompt_encoder.parameters():
-      parameter += torch.randn(
-          parameter.shape, generator=torch.Generator().manual_seed(1))
+    for values in made.prompt_encoder.parameters():
+      values.add_(torch.randn(
+          values.shape, generator=torch.Generator().manual_seed(1)))
   return made.eval()
 
 
