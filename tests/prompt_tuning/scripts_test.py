@@ -1,5 +1,6 @@
 """The tools on tiny checkpoints, called as their command lines call them."""
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -236,12 +237,18 @@ def test_a_converted_artifact_keeps_what_it_says(run, tmp_path):
   np.testing.assert_array_equal(found.prompt, prompts[6])
   assert found.record == prompt_artifacts.read(
       source / 'encoder.prompt.prompt.prompt.artifact').record
-  # What the run fingerprinted on devices is what its checkpoint holds.
+  # What the run fingerprinted on devices is what its checkpoint holds, also
+  # where that has another prompt in it.
+  base = checkpoints.open_checkpoint(
+      checkpoints.find_checkpoint(str(root / 'base')))
+  checkpoints.save_t5x_checkpoint(str(tmp_path / 'more'), base | {
+      f'target/{PROMPT}': lazy_arrays.of_array(PROMPT, prompts[7])})
   np.save(tmp_path / 'plain.npy', prompts[6])
   assert convert_prompt.main([
       f'--input={tmp_path / "plain.npy"}', f'--output={bound}',
-      '--format=artifact', f'--base_checkpoint={root / "base"}']) == 0
-  assert prompt_artifacts.read(bound).record.base == found.record.base
+      '--format=artifact', f'--base_checkpoint={tmp_path / "more"}']) == 0
+  assert prompt_artifacts.read(bound).record.base == dataclasses.replace(
+      found.record.base, path=str(tmp_path / 'more' / 'checkpoint_5'))
   assert not prompt_artifacts.differences(
       prompt_artifacts.read(bound).record, state.frozen, None)
 

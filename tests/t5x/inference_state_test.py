@@ -195,3 +195,28 @@ def _rewritten(folder, base):
   file.write_text(json.dumps(record))
   manifest.write(epath.Path(folder))
   return str(folder)
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', None])
+def test_a_frozen_model_is_shown_to_checks_without_what_is_made_anew(
+    tiny, base, dtype):
+  path, values = base
+  shown = []
+  restore = _restore(
+      path, assignment_map=LEAVE_PROMPT, fallback_to_scratch=True, dtype=dtype,
+      base_checks=[lambda parameters, directory: shown.append(
+          (sorted(parameters), directory))])
+  state = _restorer(tiny, restore, prompt_length=3, seed=0).state(path)
+  assert PROMPT in state.frozen
+  assert shown == [(sorted(values), path)]
+
+
+def test_what_a_run_trained_needs_no_check(tiny, run):
+  folder, _ = run
+
+  def refuse(parameters, directory):
+    raise ValueError('asked')
+
+  restore = _restore(folder, base_checks=[refuse])
+  _restorer(tiny, restore, prompt_length=3).state(
+      str(folder / 'checkpoint_16'))

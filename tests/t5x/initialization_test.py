@@ -276,3 +276,38 @@ def test_missing_parameters_are_named(tiny, base):
     _start(tiny, model, _restore(path, assignment_map=LEAVE_PROMPT))
   with pytest.raises(checkpoints.CheckpointError, match=r'\[8, 16\].*\[8, 24'):
     _start(tiny, tiny.model(mlp_dim=24), _restore(path))
+
+
+def test_the_frozen_model_is_shown_to_checks_before_a_run_begins(
+    tiny, base, tmp_path):
+  path, values = base
+  shown = []
+
+  def check(parameters, directory):
+    shown.append((sorted(parameters), directory))
+    for name, value in values.items():
+      np.testing.assert_array_equal(parameters[name], value)
+
+  restore = _restore(
+      path, assignment_map=LEAVE_PROMPT, fallback_to_scratch=True,
+      base_checks=[check, check])
+  model = tiny.model(PROMPT, prompt_length=3)
+  _, start = _start(tiny, model, restore, tmp_path)
+  assert shown == 2 * [(sorted(values), path)]
+  # A resumed run has compared fingerprints, and has a prompt of its own.
+  checkpoints.Checkpointer(str(tmp_path)).save(start.state, start.record)
+  _start(tiny, model, restore, tmp_path)
+  assert len(shown) == 2
+
+
+def test_a_check_refuses_a_frozen_model(tiny, base):
+  path, _ = base
+
+  def refuse(parameters, directory):
+    raise ValueError(f'not {directory}')
+
+  restore = _restore(
+      path, assignment_map=LEAVE_PROMPT, fallback_to_scratch=True,
+      base_checks=[refuse])
+  with pytest.raises(ValueError, match=f'not {path}'):
+    _start(tiny, tiny.model(PROMPT, prompt_length=3), restore)

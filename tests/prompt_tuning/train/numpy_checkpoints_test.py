@@ -176,7 +176,8 @@ def test_an_artifact_says_what_a_prompt_was_trained_on(tmp_path):
   (tmp_path / 'inference_eval' / 'rte-metrics.jsonl').write_text(''.join(
       json.dumps(row) + '\n' for row in (
           {'step': 6, 'accuracy': 1.0},
-          {'step': 7, 'accuracy': 62.5, 'note': 'text'}, {'step': 8})))
+          {'step': 7, 'accuracy': 62.5, 'note': 'text'},
+          {'step': 8, 'accuracy': 3.0})))
   parent = tmp_path / 'parent.npy'
   np.save(parent, VALUES + 1)
   saver = checkpointer(
