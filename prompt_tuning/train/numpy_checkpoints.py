@@ -88,7 +88,8 @@ class Checkpointer(checkpoints.Checkpointer):
     super().__init__(directory, **options)
     self._save_paths = tuple(save_paths)
     self._known = prompt_artifacts.Record(
-        shape=(), sha256='', task=getattr(task, 'name', task),
+        shape=(), sha256='',
+        task=None if task is None else str(getattr(task, 'name', task)),
         tokenizer=(None if vocabulary is None
                    else prompt_artifacts.tokenizer_of(vocabulary)),
         parent=None if parent is None else prompt_files.parent_of(parent))
