@@ -411,11 +411,12 @@ def _card(record: Record) -> str:
   table = '\n'.join(f'| {key} | {value} |' for key, value in shown.items())
   recipe = '' if record.recipe is None else (
       f'\n## Configuration\n\n```\n{record.recipe.strip()}\n```\n')
+  which = ('`prompt.json` names it by a fingerprint of its parameters.'
+           if record.base else 'Which one it is was not recorded.')
   return (
       f'---\ntags:\n- prompt-tuning\n---\n# A soft prompt for {name}\n\n'
       'Vectors in front of the embedded input of one frozen model. They mean '
-      'nothing to another\none; `prompt.json` names it by a fingerprint of its '
-      f'parameters.\n\n| | |\n|---|---|\n{table}\n\n'
+      f'nothing to another\none. {which}\n\n| | |\n|---|---|\n{table}\n\n'
       'To start another prompt from it, or to evaluate or infer with it, give '
       'this folder as\n`PROMPT_FILE`. The tensor alone is in '
       f'`{_TENSORS}`.\n{recipe}')

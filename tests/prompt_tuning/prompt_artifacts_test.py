@@ -86,6 +86,14 @@ def test_the_card_says_what_people_must_know(folder):
                '[8, 6]', '/x/parent.npy', "TASK = 'rte'", RECORD.sha256,
                'Pieces of 32'):
     assert word in text, word
+  assert 'not recorded' not in text
+
+
+def test_the_card_says_what_is_not_known(tmp_path):
+  prompt_artifacts.write(tmp_path / 'a', VALUES, prompt_artifacts.Record(
+      shape=(8, 6), sha256=RECORD.sha256))
+  text = (tmp_path / 'a' / 'README.md').read_text()
+  assert 'Which one it is was not recorded.' in text
 
 
 def test_a_task_cannot_break_the_card_out_of_its_table(tmp_path):
