@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import math
 import os
-import pathlib
 import re
 import time
 from typing import Any
@@ -225,9 +224,9 @@ def _whole(value: Any) -> np.ndarray:
 
 def _same_files(first: epath.Path, second: epath.Path) -> bool:
   """Whether two folders hold the same files."""
-  def content(folder: epath.Path) -> dict[pathlib.Path, bytes]:
-    root = pathlib.Path(folder)
-    return {path.relative_to(root): path.read_bytes()
-            for path in root.rglob('*') if path.is_file()}
+  def content(folder: epath.Path) -> dict[tuple[str, str], bytes]:
+    return {(path.name, file.name): file.read_bytes()
+            for path in folder.iterdir()
+            for file in (path.iterdir() if path.is_dir() else [path])}
 
   return content(first) == content(second)

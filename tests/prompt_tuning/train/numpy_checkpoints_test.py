@@ -210,6 +210,15 @@ def test_saving_an_artifact_again_leaves_its_files(tmp_path):
   assert len(files_below(folder)) == 4
 
 
+def test_a_file_in_the_place_of_a_step_is_not_moved(tmp_path):
+  blocked = tmp_path / 'numpy_checkpoints' / 'checkpoint_7'
+  blocked.parent.mkdir()
+  blocked.write_text('not a folder')
+  with pytest.raises(checkpoints.CheckpointError, match='could not be written'):
+    checkpointer(tmp_path).save(state_with(7, VALUES, FROZEN), RECORD)
+  assert [p.name for p in blocked.parent.iterdir()] == ['checkpoint_7']
+
+
 def test_where_everything_is_trained_there_is_no_artifact(tmp_path):
   checkpointer(tmp_path).save(state_with(7, VALUES), RECORD)
   assert files_below(tmp_path / 'numpy_checkpoints') == [
