@@ -125,26 +125,41 @@ def assert_close(ours, theirs, valid):
   assert error <= 1e-5, error
 
 
-@pytest.mark.parametrize('variant', VARIANTS)
-def test_logits_of_a_folder_are_the_golden_ones(
-    theirs, tmp_path, variant):
+# What config.json says of the models in the golden file.
+GOLDEN_SIZES = {
+    'vocab_size': 64, 'd_model': 16, 'd_ff': 24, 'd_kv': 4, 'num_heads': 4,
+    'num_layers': 2, 'num_decoder_layers': 2,
+    'relative_attention_num_buckets': 8, 'relative_attention_max_distance': 20}
+GOLDEN_MODELS = {
+    't5_1_0': {'num_heads': 5, 'num_decoder_layers': 3, **VARIANTS['t5_1_0']},
+    't5_1_1': {'num_heads': 3, 'num_decoder_layers': 3},
+    'mt5': {'model_type': 'mt5'},
+    'byt5': {'vocab_size': 384, 'num_layers': 3, 'num_decoder_layers': 1},
+    'flan': {'relative_attention_num_buckets': 32,
+             'relative_attention_max_distance': 128},
+}
+
+
+@pytest.mark.parametrize('variant', GOLDEN_MODELS)
+def test_logits_of_a_folder_are_the_golden_ones(theirs, tmp_path, variant):
   with np.load(GOLDEN) as file:
     arrays = {key.removeprefix(f'{variant}/'): file[key] for key in file.files
               if key.startswith(f'{variant}/')}
-  changes = {
-      'vocab_size': 64, 'd_model': 16, 'd_ff': 24, 'd_kv': 4,
-      'num_heads': 3 if variant == 't5_1_1' else 4,
-      'relative_attention_num_buckets': 8,
-      'relative_attention_max_distance': 20, **VARIANTS[variant]}
+  changes = GOLDEN_SIZES | GOLDEN_MODELS[variant]
   names = theirs.shapes(theirs.CONFIG | changes)
   params = {name: arrays[f'params/{path_of(name)}'] for name in names}
   theirs.write(tmp_path, changes, {
       name: np.ascontiguousarray(x if name == 'shared.weight' else x.T)
       for name, x in params.items()})
   run = network_of(hugging_face_config.read(tmp_path), read(tmp_path))
-  encoded, logits = run(*(arrays[name] for name in TOKENS))
-  assert_close(encoded, arrays['encoded'], arrays[TOKENS[0]] > 0)
-  assert_close(logits, arrays['logits'], arrays[TOKENS[2]] > 0)
+  tokens = [arrays[f'batch/padded/{name}'] for name in TOKENS]
+  encoded, logits = run(*tokens)
+  # The file has the states and logits of tokens only.
+  everywhere = np.s_[:]
+  assert_close(np.asarray(encoded)[tokens[0] > 0],
+               arrays['plain/padded/encoded'], everywhere)
+  assert_close(np.asarray(logits)[tokens[2] > 0],
+               arrays['plain/padded/logits'], everywhere)
 
 
 LIVE = {
