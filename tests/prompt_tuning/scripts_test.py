@@ -11,14 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 from prompt_tuning import prompt_artifacts
 from prompt_tuning import prompt_files
+from prompt_tuning.demo import files
 from prompt_tuning.scripts import convert_prompt
 from prompt_tuning.scripts import diff_checkpoints
 from prompt_tuning.scripts import extract_variable
 from prompt_tuning.scripts import find_module
+from prompt_tuning.scripts import inspect_prompt
 from prompt_tuning.scripts import recreate_checkpoint
 from prompt_tuning.scripts import subsample_vocab
 from prompt_tuning.train import numpy_checkpoints
 import pytest
+import sentencepiece
 from t5x import checkpoints
 from t5x import lazy_arrays
 from t5x.scripts import convert_checkpoint
@@ -91,6 +94,35 @@ def test_extract_variable_reads_no_other(tmp_path, monkeypatch):
       '--restore_dtype=bfloat16', '--output_path=bare.npy']) == 0
   np.testing.assert_array_equal(
       np.load('bare.npy'), KERNEL.astype(jnp.bfloat16).astype(np.float32))
+
+
+def test_inspect_prompt(checkpoint, tmp_path, capsys):
+  np.save(tmp_path / 'prompt.npy', 3 * TABLE[[5, 2]])
+  assert inspect_prompt.main([
+      str(tmp_path / 'prompt.npy'), f'--checkpoint_dir={checkpoint}',
+      '--neighbours=1']) == 0
+  shown = capsys.readouterr().out
+  lengths = 3 * np.linalg.norm(TABLE[[5, 2]], axis=1)
+  for place, (token, length) in enumerate(zip([5, 2], lengths, strict=True)):
+    assert re.search(
+        rf'^ +{place} +{length:.4g} +<{token}> 1.00', shown, re.MULTILINE)
+  assert (f'2 tokens of width 4; length on average {lengths.mean():.4g}, of '
+          f'embeddings {np.linalg.norm(TABLE, axis=1).mean():.4g}.') in shown
+
+
+def test_inspect_prompt_in_words(tmp_path, capsys):
+  model, = pathlib.Path(files.checkpoint()).parent.glob('*.model')
+  vocabulary = sentencepiece.SentencePieceProcessor(model_file=str(model))
+  (token,) = vocabulary.encode('film')
+  table = checkpoints.open_checkpoint(files.checkpoint())[
+      'target/token_embedder/embedding'].get().astype(np.float32)
+  np.save(tmp_path / 'prompt.npy', table[[token + 1, token]])
+  assert inspect_prompt.main([
+      str(tmp_path / 'prompt.npy'), f'--checkpoint_dir={files.checkpoint()}',
+      f'--vocabulary={model}', '--neighbours=1', '--labels', 'film']) == 0
+  shown = capsys.readouterr().out
+  assert f'{vocabulary.id_to_piece(token)} 1.00' in shown
+  assert "'film' is near to 1 tokens: [1]" in shown
 
 
 def test_subsample_vocab(checkpoint, tmp_path):
@@ -300,6 +332,13 @@ BAD = {
     'no base': (convert_prompt, [
         '--input=RUN/numpy_checkpoints/checkpoint_6', '--output=OUT',
         '--format=artifact', '--base_checkpoint=/nowhere'], 'No checkpoint'),
+    'words without words': (inspect_prompt, [
+        'BASE', '--checkpoint_dir=BASE', '--labels', 'yes'], 'give both'),
+    'no vocabulary': (inspect_prompt, [
+        'BASE', '--checkpoint_dir=BASE', '--vocabulary=BASE/none'],
+                      'no SentencePiece model'),
+    'no prompt to inspect': (inspect_prompt, [
+        'BASE', '--checkpoint_dir=BASE'], 'BASE|prompt'),
     'no module': (find_module, ['no_such_module'], 'There is no module'),
     'no package': (find_module, ['no_such.module'], 'There is no module'),
 }
