@@ -17,8 +17,6 @@ import json
 import math
 import os
 import pathlib
-import shutil
-import tempfile
 from typing import Any, Self
 
 import jax.numpy as jnp
@@ -28,6 +26,7 @@ from t5x import fingerprint
 from t5x import lazy_arrays
 from t5x import safetensors_files
 from t5x import untrusted_files
+from t5x import whole_writes
 
 Prompt = Float[np.ndarray, 'P H']
 Parameters = Mapping[str, Array] | Mapping[str, lazy_arrays.LazyArray]
@@ -271,27 +270,16 @@ def write(
     record: its shape and sum must be those of the prompt.
 
   Raises:
-    ArtifactError: if the folder is there, or what was written is not what is
-      read back.
+    ArtifactError: if what was written is not what is read back.
+    whole_writes.ExistsError: if the folder is there already.
   """
-  final = pathlib.Path(folder)
-  if final.exists() or final.is_symlink():
-    raise ArtifactError(f'{final} is there already; give another name.')
-  final.parent.mkdir(parents=True, exist_ok=True)
-  temporary = pathlib.Path(tempfile.mkdtemp(
-      dir=final.parent, prefix=f'.{final.name}.'))
-  try:
-    temporary.chmod(0o755)
+  with whole_writes.folder(folder) as place:
     safetensors_files.write(
-        temporary / _TENSORS,
+        place / _TENSORS,
         {_TENSOR: np.ascontiguousarray(prompt, np.float32)}, {'format': 'pt'})
-    (temporary / RECORD).write_text(_text(record), encoding='utf-8')
-    (temporary / _CARD).write_text(_card(record), encoding='utf-8')
-    read(temporary)
-    temporary.rename(final)
-  except BaseException:
-    shutil.rmtree(temporary, ignore_errors=True)
-    raise
+    (place / RECORD).write_text(_text(record), encoding='utf-8')
+    (place / _CARD).write_text(_card(record), encoding='utf-8')
+    read(place)
 
 
 def _text(record: Record) -> str:

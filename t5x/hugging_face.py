@@ -14,8 +14,6 @@ import json
 import logging
 import pathlib
 import re
-import shutil
-import tempfile
 from typing import Any
 
 import numpy as np
@@ -23,6 +21,7 @@ from t5x import hugging_face_config
 from t5x import hugging_face_hub
 from t5x import lazy_arrays
 from t5x import safetensors_files
+from t5x import whole_writes
 from t5x.examples.t5 import config as t5_config_lib
 
 CheckpointError = lazy_arrays.CheckpointError
@@ -296,33 +295,22 @@ def write(
     largest_shard: bytes of a file, unless one tensor is larger.
 
   Raises:
-    CheckpointError: if the folder is there, a parameter is missing, extra or
-      misshapen, or it could not be written.
+    CheckpointError: if a parameter is missing, extra or misshapen.
+    whole_writes.ExistsError: if the folder is there already.
   """
-  final = pathlib.Path(folder)
-  if final.exists():
-    raise CheckpointError(f'{final} is there already; give another name.')
   tensors, config = to_tensors(arrays)
   shards = _shards(tensors, largest_shard)
-  final.parent.mkdir(parents=True, exist_ok=True)
-  temporary = pathlib.Path(tempfile.mkdtemp(
-      prefix=f'.{final.name}.', dir=final.parent))
-  try:
-    _write_json(temporary / hugging_face_config.NAME,
+  with whole_writes.folder(folder) as place:
+    _write_json(place / hugging_face_config.NAME,
                 hugging_face_config.to_json(config))
     for name, shard in shards.items():
-      safetensors_files.write(temporary / name, shard, {'format': 'pt'})
+      safetensors_files.write(place / name, shard, {'format': 'pt'})
     if len(shards) > 1:
-      _write_json(temporary / safetensors_files.INDEX, {
+      _write_json(place / safetensors_files.INDEX, {
           'metadata': {'total_size': sum(a.nbytes for a in tensors.values())},
           'weight_map': {name: shard for shard, held in shards.items()
                          for name in held}})
-    read(str(temporary))
-    temporary.chmod(0o755)
-    temporary.rename(final)
-  except BaseException:
-    shutil.rmtree(temporary)
-    raise
+    read(str(place))
 
 
 def theirs(arrays: Arrays) -> dict[str, str]:

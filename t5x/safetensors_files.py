@@ -13,13 +13,11 @@ a transposed numpy array in the wrong order. Folders are local, as files are
 mapped; a remote one is copied first.
 """
 
-from collections.abc import Iterator, Mapping
-import contextlib
+from collections.abc import Mapping
 import json
 import os
 import pathlib
 import struct
-import tempfile
 from typing import Any, Protocol
 
 import jax.numpy as jnp
@@ -27,6 +25,7 @@ import numpy as np
 import safetensors
 from t5x import lazy_arrays
 from t5x import untrusted_files
+from t5x import whole_writes
 
 CheckpointError = lazy_arrays.CheckpointError
 LazyArray = lazy_arrays.LazyArray
@@ -124,40 +123,23 @@ def write(
     metadata: texts; `{'format': 'pt'}` is what transformers expects.
 
   Raises:
-    CheckpointError: if the file is there already, a dtype has no name in the
-      format, or an array holds something else than it declares.
+    CheckpointError: if a dtype has no name in the format, or an array holds
+      something else than it declares.
+    whole_writes.ExistsError: if the file is there already.
   """
   path = pathlib.Path(path)
-  if path.exists():
-    raise CheckpointError(f'{path} is there already; give another name.')
   lazy = {name: array if isinstance(array, LazyArray)
           else lazy_arrays.of_array(name, array)
           for name, array in arrays.items()}
   # Wide numbers first, so that every tensor stays aligned.
   names = sorted(lazy, key=lambda name: (-lazy[name].dtype.itemsize, name))
   header = _new_header(path, {name: lazy[name] for name in names}, metadata)
-  with _appearing(path) as file:
+  with whole_writes.file(path) as file:
     file.write(struct.pack('<Q', len(header)) + header)
     for name in names:
       file.write(_bytes(path, name, lazy[name]))
-
-
-@contextlib.contextmanager
-def _appearing(path: pathlib.Path) -> Iterator[Any]:
-  """A file to write that gets its name once it is whole."""
-  with tempfile.NamedTemporaryFile(
-      dir=path.parent, prefix=f'.{path.name}.', delete=False) as file:
-    temporary = pathlib.Path(file.name)
-    try:
-      yield file
-      file.flush()
-      os.fsync(file.fileno())
-      read(temporary)
-      temporary.chmod(0o644)
-      temporary.rename(path)
-    except BaseException:
-      temporary.unlink(missing_ok=True)
-      raise
+    file.flush()
+    read(file.name)
 
 
 def _new_header(
@@ -181,7 +163,7 @@ def _new_header(
   return header + b' ' * (-len(header) % 8)
 
 
-def _bytes(path: pathlib.Path, name: str, array: LazyArray) -> np.ndarray:
+def _bytes(path: pathlib.Path, name: str, array: LazyArray) -> memoryview:
   """The values of an array as bytes, in rows, least byte first."""
   value = array.get()
   if value.shape != array.shape or value.dtype != array.dtype:
@@ -189,7 +171,7 @@ def _bytes(path: pathlib.Path, name: str, array: LazyArray) -> np.ndarray:
         f'{path}: {name} is {value.dtype}{list(value.shape)}, not '
         f'{array.dtype}{list(array.shape)} as declared.')
   little = value.astype(value.dtype.newbyteorder('<'), copy=False)
-  return np.ascontiguousarray(little).reshape(-1).view(np.uint8)
+  return np.ascontiguousarray(little).reshape(-1).view(np.uint8).data
 
 
 def _header(path: pathlib.Path) -> dict[str, Any]:

@@ -24,6 +24,7 @@ ENGINE = {
         'train_state'],
     'behaviour': [
         'base_models', 'models', 'lazy_arrays', 'untrusted_files',
+        'whole_writes',
         'safetensors_files', 'hugging_face_config', 'hugging_face_hub',
         'hugging_face', 'zarr_arrays', 'checkpoint_importer',
         'orbax_checkpoints', 'checkpoint_utils', 'checkpoint_folders',
@@ -44,7 +45,7 @@ ENGINE = {
 SCIENCE = {
     'prompts': [
         'numpy_files', 'npz_files', 'masks', 'prompt_artifacts',
-        'interop.peft', 'prompt_files', 'prompts'],
+        'interop.peft', 'prompt_files', 'interpretation', 'prompts'],
     'train': [
         'train.prompts', 'train.layers', 'train.models', 'train.optim',
         'train.partitioning', 'train.numpy_checkpoints', 'train.utils'],
@@ -55,7 +56,8 @@ SCIENCE = {
         'scripts.variables', 'scripts.extract_variable',
         'scripts.subsample_vocab', 'scripts.find_module',
         'scripts.recreate_checkpoint', 'scripts.diff_checkpoints',
-        'scripts.convert_checkpoint', 'scripts.convert_prompt'],
+        'scripts.convert_checkpoint', 'scripts.convert_prompt',
+        'scripts.inspect_prompt'],
     'data': [
         'data.rank_classification', 'data.few_shot', 'data.from_files',
         'data.in_vocabulary',

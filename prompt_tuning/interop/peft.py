@@ -19,14 +19,13 @@ import json
 import logging
 import os
 import pathlib
-import shutil
-import tempfile
 from typing import Any
 
 from jaxtyping import Float
 import numpy as np
 from t5x import safetensors_files
 from t5x import untrusted_files
+from t5x import whole_writes
 
 CONFIG = 'adapter_config.json'
 TENSORS = 'adapter_model.safetensors'
@@ -203,34 +202,24 @@ def write(
     task_type: one of `TASK_TYPES`.
 
   Raises:
-    AdapterError: if the folder is there, or the prompt is no finite matrix.
+    AdapterError: if the prompt is no finite matrix.
+    whole_writes.ExistsError: if the folder is there already.
   """
-  final = pathlib.Path(folder)
-  if final.exists() or final.is_symlink():
-    raise AdapterError(f'{final} is there already; give another name.')
   if task_type not in TASK_TYPES:
     raise AdapterError(
         f'task_type is {task_type!r}; expected {" or ".join(TASK_TYPES)}.')
   prompt = np.ascontiguousarray(prompt, np.float32)
   if prompt.ndim != 2 or not prompt.size or not np.isfinite(prompt).all():
     raise AdapterError(
-        f'{final}: the prompt {list(prompt.shape)} is no matrix of finite '
+        f'{folder}: the prompt {list(prompt.shape)} is no matrix of finite '
         'numbers.')
-  final.parent.mkdir(parents=True, exist_ok=True)
-  temporary = pathlib.Path(tempfile.mkdtemp(
-      dir=final.parent, prefix=f'.{final.name}.'))
-  try:
-    temporary.chmod(0o755)
+  with whole_writes.folder(folder) as place:
     safetensors_files.write(
-        temporary / TENSORS, {TENSOR: prompt}, {'format': 'pt'})
-    (temporary / CONFIG).write_text(json.dumps(
+        place / TENSORS, {TENSOR: prompt}, {'format': 'pt'})
+    (place / CONFIG).write_text(json.dumps(
         _config(prompt.shape, base_model, task_type), indent=2,
         sort_keys=True), encoding='utf-8')
-    read(temporary)
-    temporary.rename(final)
-  except BaseException:
-    shutil.rmtree(temporary, ignore_errors=True)
-    raise
+    read(place)
 
 
 def _config(

@@ -12,6 +12,7 @@ from prompt_tuning import prompt_artifacts
 import pytest
 import safetensors.numpy
 from t5x import fingerprint
+from t5x import whole_writes
 
 VALUES = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
 MODEL = {'token_embedder/embedding': jnp.asarray(VALUES),
@@ -214,7 +215,7 @@ def test_a_flipped_bit_is_never_read(folder):
 
 def test_nothing_is_overwritten(folder):
   before = {p: p.read_bytes() for p in folder.iterdir()}
-  with pytest.raises(prompt_artifacts.ArtifactError, match='there already'):
+  with pytest.raises(whole_writes.ExistsError, match='already'):
     prompt_artifacts.write(folder, 2 * VALUES, RECORD)
   assert before == {p: p.read_bytes() for p in folder.iterdir()}
 

@@ -15,6 +15,7 @@ from t5x import hugging_face
 from t5x import hugging_face_config
 from t5x import native_checkpoints
 from t5x import train_state
+from t5x import whole_writes
 from t5x.examples.t5 import network
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'parity.npz'
@@ -388,7 +389,7 @@ def write_arrays(folder, arrays):
 
 def test_nothing_is_overwritten_nor_left_half_written(theirs, tmp_path):
   tensors = theirs.write(tmp_path / 'a')
-  with pytest.raises(checkpoints.CheckpointError, match='already'):
+  with pytest.raises(whole_writes.ExistsError, match='already'):
     write(tmp_path / 'a', tmp_path / 'a')
   assert_equal(read(tmp_path / 'a'), ours_of(tensors))
   tensors['lm_head.weight'][0, 0] = np.nan

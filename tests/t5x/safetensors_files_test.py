@@ -8,6 +8,7 @@ import pytest
 from safetensors import numpy as reference
 from t5x import lazy_arrays
 from t5x import safetensors_files
+from t5x import whole_writes
 
 DTYPES = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16, np.int64,
           np.int32, np.int16, np.int8, np.uint8, np.bool_]
@@ -248,7 +249,7 @@ def test_a_folder_without_a_model_is_named(tmp_path):
 
 def test_nothing_is_overwritten(tmp_path):
   (tmp_path / 'a').write_bytes(b'precious')
-  with pytest.raises(lazy_arrays.CheckpointError, match='already'):
+  with pytest.raises(whole_writes.ExistsError, match='already'):
     safetensors_files.write(tmp_path / 'a', {'x': np.zeros(2)})
   assert (tmp_path / 'a').read_bytes() == b'precious'
 

@@ -8,6 +8,7 @@ import numpy as np
 from prompt_tuning.interop import peft
 import pytest
 import safetensors.numpy
+from t5x import whole_writes
 
 VALUES = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
 
@@ -229,7 +230,7 @@ def test_what_peft_could_not_use_is_not_written(tmp_path, prompt, task, match):
 def test_nothing_is_overwritten(tmp_path):
   peft.write(tmp_path / 'a', VALUES)
   before = {p: p.read_bytes() for p in (tmp_path / 'a').iterdir()}
-  with pytest.raises(peft.AdapterError, match='there already'):
+  with pytest.raises(whole_writes.ExistsError, match='already'):
     peft.write(tmp_path / 'a', 2 * VALUES)
   assert before == {p: p.read_bytes() for p in (tmp_path / 'a').iterdir()}
 

@@ -1,0 +1,81 @@
+"""Local files and folders that appear whole or not at all, and overwrite none.
+
+What is written is checked under a temporary name beside the final one, and then
+renamed. A writer that is killed leaves a hidden file or folder, `.<name>.*`.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import os
+import pathlib
+import shutil
+import tempfile
+from typing import IO
+
+
+class ExistsError(ValueError):
+  """Something is there already, and nothing is overwritten."""
+
+
+@contextlib.contextmanager
+def file(path: str | pathlib.Path) -> Iterator[IO[bytes]]:
+  """A file that gets its name when the block ends without an error.
+
+  Args:
+    path: the file; its folder is there.
+
+  Yields:
+    The open file, under its temporary name.
+
+  Raises:
+    ExistsError: if there is something of that name.
+  """
+  final = _absent(path)
+  descriptor, name = tempfile.mkstemp(
+      dir=final.parent, prefix=f'.{final.name}.')
+  try:
+    os.close(descriptor)
+    with open(name, 'wb') as opened:  # An open descriptor has no name.
+      yield opened
+      opened.flush()
+      os.fsync(opened.fileno())
+    os.chmod(name, 0o644)
+    os.rename(name, final)
+  except BaseException:
+    os.unlink(name)
+    raise
+
+
+@contextlib.contextmanager
+def folder(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
+  """A folder that gets its name when the block ends without an error.
+
+  Args:
+    path: the folder; the one above it is made if it is not there.
+
+  Yields:
+    The empty folder, under its temporary name.
+
+  Raises:
+    ExistsError: if there is something of that name.
+  """
+  final = _absent(path)
+  final.parent.mkdir(parents=True, exist_ok=True)
+  temporary = pathlib.Path(tempfile.mkdtemp(
+      dir=final.parent, prefix=f'.{final.name}.'))
+  try:
+    temporary.chmod(0o755)
+    yield temporary
+    # Onto an empty folder a rename would succeed.
+    _absent(final)
+    temporary.rename(final)
+  except BaseException:
+    shutil.rmtree(temporary, ignore_errors=True)
+    raise
+
+
+def _absent(path: str | pathlib.Path) -> pathlib.Path:
+  """A path at which nothing is."""
+  if os.path.lexists(path):
+    raise ExistsError(f'{path} is there already; give another name.')
+  return pathlib.Path(path)

@@ -1,0 +1,65 @@
+"""Nothing is half written and nothing overwritten."""
+
+import pytest
+from t5x import whole_writes
+
+KINDS = pytest.mark.parametrize('kind', ['file', 'folder'])
+
+
+def fill(kind, opened, content):
+  if kind == 'file':
+    opened.write(content)
+  else:
+    (opened / 'inner').write_bytes(content)
+
+
+def content_of(path):
+  return (path / 'inner' if path.is_dir() else path).read_bytes()
+
+
+@KINDS
+def test_it_appears_at_the_end(kind, tmp_path):
+  path = tmp_path / 'new'
+  with getattr(whole_writes, kind)(path) as opened:
+    fill(kind, opened, b'all')
+    assert not path.exists()
+  assert content_of(path) == b'all'
+  assert [p.name for p in tmp_path.iterdir()] == ['new']
+  assert path.stat().st_mode & 0o777 == (0o644 if kind == 'file' else 0o755)
+
+
+@KINDS
+@pytest.mark.parametrize('error', [ValueError, KeyboardInterrupt, SystemExit])
+def test_an_error_leaves_nothing(kind, error, tmp_path):
+  with pytest.raises(error), getattr(whole_writes, kind)(
+      tmp_path / 'new') as opened:
+    fill(kind, opened, b'half')
+    raise error
+  assert not list(tmp_path.iterdir())
+
+
+@KINDS
+@pytest.mark.parametrize('there', ['file', 'folder', 'empty folder', 'symlink'])
+def test_what_is_there_stays(kind, there, tmp_path):
+  path = tmp_path / 'taken'
+  if there == 'file':
+    path.write_bytes(b'old')
+  elif there == 'symlink':
+    path.symlink_to(tmp_path / 'nowhere')
+  else:
+    path.mkdir()
+    if there == 'folder':
+      (path / 'inner').write_bytes(b'old')
+  with (pytest.raises(whole_writes.ExistsError, match='taken is there already'),
+        getattr(whole_writes, kind)(path)):
+    raise AssertionError('not reached')
+  assert [p.name for p in tmp_path.iterdir()] == ['taken']
+  if there in ('file', 'folder'):
+    assert content_of(path) == b'old'
+
+
+def test_a_folder_that_came_meanwhile_stays(tmp_path):
+  path = tmp_path / 'new'
+  with pytest.raises(whole_writes.ExistsError), whole_writes.folder(path):
+    path.mkdir()
+  assert [p.name for p in tmp_path.iterdir()] == ['new']
