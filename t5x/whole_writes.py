@@ -6,6 +6,7 @@ renamed. A writer that is killed leaves a hidden file or folder, `.<name>.*`.
 
 from collections.abc import Iterator
 import contextlib
+import errno
 import os
 import pathlib
 import shutil
@@ -40,6 +41,7 @@ def file(path: str | pathlib.Path) -> Iterator[IO[bytes]]:
       opened.flush()
       os.fsync(opened.fileno())
     os.chmod(name, 0o644)
+    _absent(final)
     os.rename(name, final)
   except BaseException:
     os.unlink(name)
@@ -69,8 +71,10 @@ def folder(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
     # Onto an empty folder a rename would succeed.
     _absent(final)
     temporary.rename(final)
-  except BaseException:
+  except BaseException as error:
     shutil.rmtree(temporary, ignore_errors=True)
+    if isinstance(error, OSError) and error.errno == errno.ENOTEMPTY:
+      _absent(final)  # Another writer was faster.
     raise
 
 

@@ -51,7 +51,8 @@ SCIENCE = {
         'train.partitioning', 'train.numpy_checkpoints', 'train.utils'],
     'notebooks': ['interactive_model'],
     'spot': [
-        'spot.similarity', 'spot.retrieval', 'spot.mixing', 'spot.report'],
+        'spot.similarity', 'spot.retrieval', 'spot.mixing', 'spot.library',
+        'spot.report', 'spot.__main__'],
     'tools': [
         'scripts.variables', 'scripts.extract_variable',
         'scripts.subsample_vocab', 'scripts.find_module',

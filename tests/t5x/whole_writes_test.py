@@ -58,8 +58,30 @@ def test_what_is_there_stays(kind, there, tmp_path):
     assert content_of(path) == b'old'
 
 
-def test_a_folder_that_came_meanwhile_stays(tmp_path):
+@KINDS
+def test_what_came_meanwhile_stays(kind, tmp_path):
   path = tmp_path / 'new'
-  with pytest.raises(whole_writes.ExistsError), whole_writes.folder(path):
+  with (pytest.raises(whole_writes.ExistsError),
+        getattr(whole_writes, kind)(path)):
     path.mkdir()
+  assert [p.name for p in tmp_path.iterdir()] == ['new']
+
+
+def test_what_comes_at_the_last_moment_stays(tmp_path, monkeypatch):
+  path = tmp_path / 'new'
+  absent = whole_writes._absent
+  asked = []
+
+  def absent_for_the_last_time(where):
+    found = absent(where)
+    asked.append(where)
+    if len(asked) == 2:
+      path.mkdir()
+      (path / 'inner').write_bytes(b'faster')
+    return found
+
+  monkeypatch.setattr(whole_writes, '_absent', absent_for_the_last_time)
+  with pytest.raises(whole_writes.ExistsError), whole_writes.folder(path):
+    pass
+  assert content_of(path) == b'faster'
   assert [p.name for p in tmp_path.iterdir()] == ['new']
