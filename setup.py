@@ -28,7 +28,7 @@ DEPENDENCIES = [
     'seqio>=0.0.20,<0.0.21',
     'tensorboard>=2.21,<2.22',
     'tensorflow>=2.21,<2.22',
-    'tensorflow-datasets>=4.9.9,<4.10',
+    'tensorflow-datasets>=4.9.10,<4.10',
     'tensorflow-text>=2.21.1,<2.22',
     'tensorstore>=0.1.84,<0.2',
 ]
