@@ -54,7 +54,8 @@ def weighted_average(
     The mean, in float32.
 
   Raises:
-    ValueError: if there are none, shapes differ, or the weights do not fit.
+    ValueError: if there are none, shapes differ, a value is not finite, or the
+      weights do not fit.
   """
   shapes = sorted({tuple(np.shape(prompt)) for prompt in prompts})
   if len(shapes) != 1 or len(shapes[0]) != 2:
@@ -69,4 +70,8 @@ def weighted_average(
         f'the weights {given.tolist()} do not fit {len(prompts)} prompts; '
         'expected a number for each, with a sum that is not zero.')
   stacked = np.stack([np.asarray(prompt, np.float64) for prompt in prompts])
+  if not np.isfinite(stacked).all():
+    bad = int(np.argmin(np.isfinite(stacked).all(axis=(1, 2))))
+    raise ValueError(
+        f'prompt {bad} has values that are infinite or not a number.')
   return np.tensordot(given / given.sum(), stacked, 1).astype(np.float32)

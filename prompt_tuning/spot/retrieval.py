@@ -54,7 +54,7 @@ class Choice:
     absolute_gain: over the baseline, in points.
     relative_error_reduction: in percent, see `relative_error_reduction`.
     oracle_share: of the gain that trying all sources gives, in percent; NaN
-      if that is none.
+      if these give none.
     search_saved: share of the sources that are not tried, in percent.
   """
 
@@ -74,7 +74,7 @@ class Correlation:
     r: the coefficient.
     low: lower end of its confidence interval.
     high: upper end.
-    p: probability of such an r, or a larger one, if there were no relation.
+    p: probability of an r as large, on either side, if there were no relation.
     count: pairs.
   """
 
@@ -167,7 +167,7 @@ def _choice(
                 for score, baseline in zip(best, baselines, strict=True)]
   return Choice(
       k, float(best.mean()), gain, float(np.mean(reductions)),
-      100 * gain / oracle if oracle else float('nan'), 100 * (1 - k / count))
+      100 * gain / oracle if oracle > 0 else float('nan'), 100 * (1 - k / count))
 
 
 def correlation(

@@ -177,7 +177,9 @@ def _both(
     others: Sequence[Prompt] | None,
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
   """What a measure compares of both sides."""
-  everything = checked([*prompts, *(others or ())])
+  if others is not None and not len(others):
+    raise ValueError('no other prompts are given to compare with.')
+  everything = checked([*prompts, *(() if others is None else others)])
   embedded = [embed(prompt) for prompt in everything]
   first = embedded[:len(prompts)]
   return first, first if others is None else embedded[len(prompts):]

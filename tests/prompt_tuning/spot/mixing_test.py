@@ -39,6 +39,7 @@ def test_average_is_the_sum_of_weighted_prompts():
     ([np.ones((2, 3))], [1.0, 2.0], 'do not fit 1'),
     ([np.ones((2, 3))] * 2, [1.0, -1.0], 'sum that is not zero'),
     ([np.ones((2, 3))] * 2, [1.0, np.nan], 'do not fit'),
+    ([np.ones((2, 3)), np.full((2, 3), np.nan)], None, 'prompt 1 has values'),
 ])
 def test_averages_that_cannot_be(prompts, weights, message):
   with pytest.raises(ValueError, match=message):

@@ -74,6 +74,11 @@ def test_no_gain_has_no_share():
   target = retrieval.Target('t', 50.0, {'s': 50.0}, {'s': 1.0})
   row, = retrieval.best_of_top_k([target])
   assert math.isnan(row.oracle_share) and row.absolute_gain == 0
+  worse = retrieval.Target('t', 50.0, {'s': 40.0, 'u': 45.0},
+                           {'s': 1.0, 'u': 0.0})
+  rows = retrieval.best_of_top_k([worse])
+  assert [row.absolute_gain for row in rows] == [-10, -5]
+  assert all(math.isnan(row.oracle_share) for row in rows)
 
 
 @pytest.mark.parametrize('call, message', [

@@ -134,6 +134,20 @@ def test_bad_prompts_are_named(name, prompts, message):
     similarity.MEASURES[name](prompts)
 
 
+@MEASURES
+def test_no_others_are_named(name):
+  with pytest.raises(ValueError, match='no other prompts'):
+    similarity.MEASURES[name](PROMPTS, [])
+
+
+@MEASURES
+def test_prompts_may_be_one_array(name):
+  stacked = np.stack(PROMPTS)
+  np.testing.assert_array_equal(
+      similarity.MEASURES[name](stacked, stacked[:2]),
+      similarity.MEASURES[name](PROMPTS, PROMPTS[:2]))
+
+
 @pytest.mark.parametrize('name', [
     'average_tokens', 'token_pairs', 'matched_tokens'])
 def test_a_prompt_of_zeros_has_no_direction(name):
