@@ -165,9 +165,9 @@ def _choice(
   gain = float((best - baselines).mean())
   reductions = [relative_error_reduction(score, baseline)
                 for score, baseline in zip(best, baselines, strict=True)]
-  return Choice(
-      k, float(best.mean()), gain, float(np.mean(reductions)),
-      100 * gain / oracle if oracle > 0 else float('nan'), 100 * (1 - k / count))
+  share = 100 * gain / oracle if oracle > 0 else float('nan')
+  return Choice(k, float(best.mean()), gain, float(np.mean(reductions)), share,
+                100 * (1 - k / count))
 
 
 def correlation(
