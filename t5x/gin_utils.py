@@ -207,6 +207,9 @@ def explain(message: str) -> str | None:
           'runs/prompt_finetune.gin behind a model file.',
       r"Configurable '([^']+)' doesn't have a parameter named '([^']+)'":
           '{0} has no parameter {1!r}{near}',
+      r"No configurable matching reference '(@[^']+)'":
+          'nothing is called {0}; import its module in the gin file that '
+          'refers to it.',
       r"No configurable matching '([^']+)'":
           'nothing is called {0!r}; a name can only be bound after a gin file '
           'has mentioned it, as module.name without the import alias.',

@@ -104,6 +104,32 @@ def _words(postprocessor: Any) -> Sequence[str]:
   return next(filter(None, map(_words, bound)), ())
 
 
+def require_data(provider: seqio.Task | seqio.Mixture) -> None:
+  """Fails if the data of a task are not where TFDS looks for them.
+
+  Args:
+    provider: the task or mixture.
+
+  Raises:
+    DatasetError: naming the dataset and how to prepare it.
+  """
+  for task in seqio.get_subtasks(provider):
+    dataset = getattr(task.source, 'tfds_dataset', None)
+    if dataset is None:
+      continue
+    try:
+      there = bool(dataset.info.splits)
+    except ValueError:  # Neither TFDS nor the folder has such a dataset.
+      there = False
+    if not there:
+      folder = dataset.data_dir or '~/tensorflow_datasets'
+      raise datasets.DatasetError(
+          f'{task.name} reads {dataset.name}, which is not in {folder}. Name '
+          'its folder with --tfds_data_dir, or prepare it: tfds build '
+          f'{dataset.name}, or prompt_tuning.scripts.make_dataset for what '
+          'TFDS does not have.')
+
+
 def examples(
     provider: seqio.Task | seqio.Mixture,
     split: str,

@@ -133,9 +133,10 @@ def _text(row: table_files.Row, column: str) -> str:
     return value
   if isinstance(value, bool | int | float):
     return json.dumps(value)
+  found = json.dumps(value)[:40] if column in row.cells else 'none of that name'
   raise datasets.DatasetError(
       f'{row.place}, column {column!r}: expected a text or a number, found '
-      f'{json.dumps(value)[:40]}; the columns are {sorted(row.cells)}.')
+      f'{found}; the columns are {sorted(row.cells)}.')
 
 
 def _label(

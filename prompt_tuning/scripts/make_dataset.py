@@ -20,7 +20,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
   add = parser.add_argument
   add('--dataset', required=True, choices=tuple(made_datasets.FEATURES))
   add('--files', required=True, type=_files,
-      help='A .jsonl, .csv or .tsv file per split: train=a.jsonl,test=b.csv.')
+      help='A .jsonl, .csv or .tsv file per split: train=a.jsonl,test=b.csv. '
+      'Their columns: ' + '; '.join(
+          f'{name}: {", ".join(columns)}'
+          for name, columns in made_datasets.FEATURES.items()))
   add('--tfds_data_dir', required=True, help='Where TFDS data are.')
   return command.run(parser, _make, arguments)
 

@@ -136,6 +136,7 @@ def _table(family: str, names: Sequence[str]) -> rich.table.Table:
 def _show_task(flags: argparse.Namespace) -> None:
   """One task: what is known of it, examples, lengths."""
   provider = datasets.provider_of(flags.task)
+  descriptions.require_data(provider)
   found = descriptions.describe(provider)
   for what, value in (
       ('source', found.source), ('splits', ', '.join(provider.splits)),

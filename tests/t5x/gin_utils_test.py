@@ -229,3 +229,14 @@ def test_summary_is_written(tmp_path):
   gin_utils.parse_gin_flags(['.'], [], ['X = 17'])
   gin_utils.summarize_gin_config(str(tmp_path / 'run'), None, 0)
   assert 'X = 17' in (tmp_path / 'run' / 'config.gin').read_text()
+
+
+def test_a_reference_to_what_is_not_imported_is_explained(tmp_path):
+  path = tmp_path / 'a.gin'
+  path.write_text('NAME = @few_shot.task()\n')
+  with pytest.raises(gin_utils.GinError, match=(
+      r'nothing is called @few_shot.task\(\); import its module')), (
+          gin_utils.one_line_errors('a.gin')):
+    gin.parse_config_file(str(path))
+    gin.finalize()
+    gin.query_parameter('NAME/macro.value')

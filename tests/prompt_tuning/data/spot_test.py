@@ -5,7 +5,9 @@ import json
 from prompt_tuning.data import descriptions
 from prompt_tuning.data import families
 from prompt_tuning.data import few_shot
+from prompt_tuning.data import tasks as data_tasks
 from prompt_tuning.scripts import make_dataset
+from prompt_tuning.scripts import show_tasks
 from prompt_tuning.spot.data import made_datasets
 from prompt_tuning.spot.data import sets
 from prompt_tuning.spot.data import tasks
@@ -13,7 +15,7 @@ import pytest
 import seqio
 from t5x import datasets
 
-REGISTERED_BY = tasks
+REGISTERED_BY = (tasks, data_tasks)
 ARTICLE = 'article: Ann went to the sea in May. She saw ships there.'
 # The first examples of tiny data, as text.
 TEXTS = {
@@ -153,6 +155,25 @@ def test_a_few_examples_of_a_proportional_mixture(tiny_tfds):
     assert len(list(task.source.get_dataset('train'))) == 2
 
 
+def test_showing_a_task_without_its_data_says_how_to_get_them(
+    tfds_elsewhere, capsys, monkeypatch):
+  monkeypatch.setattr(seqio.LazyTfdsLoader, '_MEMOIZED_BUILDERS', {})
+  assert show_tasks.main([
+      '--task=glue_rte_v200_examples',
+      f'--tfds_data_dir={tfds_elsewhere}']) == 2
+  shown = capsys.readouterr()
+  assert (f'glue_rte_v200_examples reads glue/rte:2.0.0, which is not in '
+          f'{tfds_elsewhere}') in shown.err
+  assert not shown.out
+
+
+def test_data_that_tfds_does_not_know_may_be_made(tfds_elsewhere):
+  task = seqio.TaskRegistry.get('spot_customer_reviews_v100').replace(
+      source=seqio.TfdsDataSource('no_such_dataset:1.0.0'))
+  with pytest.raises(datasets.DatasetError, match='make_dataset for what'):
+    descriptions.require_data(task)
+
+
 REVIEWS = [{'sentence': 'Sharp pictures.', 'label': 'positive'},
            {'sentence': 'It, too, broke.', 'label': 'negative'}]
 
@@ -223,3 +244,11 @@ def test_files_must_be_named_by_split(reviews, capsys):
     make_dataset.main(['--dataset=social_i_qa', '--files=a.jsonl',
                        '--tfds_data_dir=/nowhere'])
   assert 'train=a.jsonl,validation=b.tsv' in capsys.readouterr().err
+
+
+def test_help_names_the_columns(capsys):
+  with pytest.raises(SystemExit):
+    make_dataset.main(['--help'])
+  shown = ' '.join(capsys.readouterr().out.split())
+  for name, columns in made_datasets.FEATURES.items():
+    assert f'{name}: {", ".join(columns)}' in shown
