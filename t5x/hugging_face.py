@@ -128,11 +128,14 @@ def read(folder: str) -> dict[str, LazyArray]:
         f'{folder}: folders of Hugging Face are read from local disks only; '
         'copy it, or convert it with python -m '
         'prompt_tuning.scripts.convert_checkpoint.')
-  config = hugging_face_config.read(folder)
+  said = hugging_face_config.read_json(folder)
+  config = hugging_face_config.parse(
+      said, str(pathlib.Path(folder) / hugging_face_config.NAME))
   tensors = dict(_tensors(pathlib.Path(folder)))
   if tensors.pop(_UNUSED, None) is not None:
     logging.info('%s: %s is left out, as T5 does not use it.', folder, _UNUSED)
-  _join_aliases(tensors, config)
+  _join_aliases(tensors, config,
+                tied=said.get('tie_word_embeddings', True) is True)
   wanted = places(config)
   _require_all(folder, tensors, wanted)
   return {
@@ -158,12 +161,14 @@ def _tensors(folder: pathlib.Path) -> dict[str, LazyArray]:
       'safetensors with hf:owner/name@revision.')
 
 
-def _join_aliases(tensors: dict[str, LazyArray], config: T5Config) -> None:
-  """Leaves the table one name, and a model without a tied head a head.
+def _join_aliases(
+    tensors: dict[str, LazyArray], config: T5Config, *, tied: bool) -> None:
+  """Leaves the table one name, and a tied model that is not scaled a head.
 
   Where it stands under several names, what is read of one is compared with what
   is read of the others. A model that is not scaled but has no head of its own,
-  as transformers 5 makes them, scores with the table.
+  as transformers 5 makes them, scores with the table if its file says that they
+  are tied; a model that is not tied has lost its head.
   """
   names = [_TABLE, *_ALIASES]
   if config.logits_via_embedding:
@@ -172,7 +177,7 @@ def _join_aliases(tensors: dict[str, LazyArray], config: T5Config) -> None:
   if not there:
     return
   tensors[_TABLE] = _agreeing(there)
-  if not config.logits_via_embedding:
+  if tied and not config.logits_via_embedding:
     tensors.setdefault(_HEAD, tensors[_TABLE])
 
 
@@ -185,9 +190,11 @@ def _agreeing(arrays: Mapping[str, LazyArray]) -> LazyArray:
     for other, array in others:
       if array.shape != first.shape or not np.array_equal(
           part, array.read_slice(index)):
+        why = ('config.json ties them (tie_word_embeddings, '
+               'scale_decoder_outputs)' if other == _HEAD
+               else 'they are names of one table')
         raise CheckpointError(
-            f'{other} and {name} are different, but config.json ties them '
-            '(tie_word_embeddings, scale_decoder_outputs); no T5 has both.')
+            f'{other} and {name} are different, but {why}; no T5 has both.')
     return part
 
   return dataclasses.replace(first, read_slice=read_slice)

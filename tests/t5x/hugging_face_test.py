@@ -289,6 +289,10 @@ DAMAGES = {
     'missing': (lambda t: t.pop('encoder.block.1.layer.0.SelfAttention.k.weight'
                                 ), r'no tensor encoder\.block\.1.*k\.weight'),
     'no table': (lambda t: t.pop('shared.weight'), 'no tensor shared'),
+    'no head': (lambda t: t.pop('lm_head.weight'), r'no tensor lm_head\.weight'),
+    'another table': (lambda t: t.update({
+        'encoder.embed_tokens.weight': np.zeros((32, 8))}),
+        'different, but they are names of one table'),
     'extra': (lambda t: t.update({'more.weight': np.zeros(2)}),
               r'a tensor more\.weight'),
     'extra layer': (lambda t: t.update({
@@ -314,7 +318,21 @@ def test_what_is_not_the_model_of_its_config_is_refused(
   damage(tensors)
   theirs.write(tmp_path, tensors=tensors)
   with pytest.raises(checkpoints.CheckpointError, match=says):
-    checkpoints.open_checkpoint(str(tmp_path))
+    read(tmp_path)
+
+
+@pytest.mark.parametrize('tied', [{'tie_word_embeddings': True}, {}])
+def test_a_head_that_is_said_to_be_tied_is_the_table(theirs, tmp_path, tied):
+  tensors = theirs.tensors(theirs.CONFIG)
+  del tensors['lm_head.weight']
+  theirs.write(tmp_path, tensors=tensors)
+  file = tmp_path / 'config.json'
+  said = json.loads(file.read_text()) | {'scale_decoder_outputs': False}
+  del said['tie_word_embeddings']
+  file.write_text(json.dumps(said | tied))
+  found = read(tmp_path)
+  np.testing.assert_array_equal(
+      found['decoder/logits_dense/kernel'], tensors['shared.weight'].T)
 
 
 def test_names_that_older_files_hold_besides_are_used(theirs, tmp_path):
