@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 import io
 import zipfile
 
-from etils import epath
 import numpy as np
 from prompt_tuning import numpy_files
 
@@ -38,12 +37,9 @@ def read(path: str, choose: Callable[[Sequence[str]], str]) -> np.ndarray:
     NumpyFileError: if the file is missing or damaged, or what it holds cannot
       be trusted.
   """
-  file = epath.Path(path)
-  if file.is_dir() or not file.exists():
-    raise NumpyFileError(
-        f'{path} does not exist or is a folder; expected a .npz file.')
+  packed = numpy_files.read_bytes(path)
   try:
-    with zipfile.ZipFile(io.BytesIO(file.read_bytes())) as archive:
+    with zipfile.ZipFile(io.BytesIO(packed)) as archive:
       members = _members(path, archive)
       name = choose(list(members))
       member = members[name]

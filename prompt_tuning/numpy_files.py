@@ -12,6 +12,7 @@ from typing import Any
 
 from etils import epath
 import numpy as np
+from t5x import untrusted_files
 
 _MAX_HEADER_BYTES = 10_000
 _MAX_AXES = 32
@@ -34,11 +35,30 @@ def read(path: str) -> np.ndarray:
     NumpyFileError: if the file is missing, damaged, pickled, larger or smaller
       than its header says, or holds values that are not finite.
   """
+  return parse(path, read_bytes(path))
+
+
+def read_bytes(path: str) -> bytes:
+  """All that a file holds.
+
+  Args:
+    path: local or remote.
+
+  Returns:
+    Its content.
+
+  Raises:
+    NumpyFileError: if the file is missing, or no regular file.
+  """
   file = epath.Path(path)
   if file.is_dir() or not file.exists():
     raise NumpyFileError(f'{path} does not exist or is a folder; expected a '
                          'numpy file.')
-  return parse(path, file.read_bytes())
+  try:
+    untrusted_files.require_regular(file)
+  except untrusted_files.UntrustedFileError as error:
+    raise NumpyFileError(str(error)) from error
+  return file.read_bytes()
 
 
 def parse(path: str, content: bytes) -> np.ndarray:

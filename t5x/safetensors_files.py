@@ -177,6 +177,7 @@ def _bytes(path: pathlib.Path, name: str, array: LazyArray) -> memoryview:
 def _header(path: pathlib.Path) -> dict[str, Any]:
   """The header of a file, once it is known to be plain."""
   try:
+    untrusted_files.require_regular(path)
     with path.open('rb') as file:
       size = os.fstat(file.fileno()).st_size
       start = file.read(8)
@@ -185,10 +186,9 @@ def _header(path: pathlib.Path) -> dict[str, Any]:
         raise _unusable(path, f'it has {size:,} bytes, and its header claims '
                         f'{length:,}')
       content = file.read(length)
+    header = untrusted_files.parse_json(content, f'the header of {path}')
   except OSError as error:
     raise _unusable(path, str(error)) from error
-  try:
-    header = untrusted_files.parse_json(content, f'the header of {path}')
   except untrusted_files.UntrustedFileError as error:
     raise CheckpointError(str(error)) from error
   for name, entry in header.items():

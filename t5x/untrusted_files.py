@@ -1,10 +1,12 @@
 """Small files and folders that come from outside, read without trust.
 
-A name cannot lead out of its folder, JSON is what RFC 8259 calls interoperable
-(no key twice, no NaN), and a file is measured before it is read.
+A name cannot lead out of its folder, a pipe or a device is not opened, JSON is
+what RFC 8259 calls interoperable (no key twice, no NaN), and a file is measured
+before it is read.
 """
 
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -57,6 +59,26 @@ def _homes(folder: pathlib.Path) -> list[pathlib.Path]:
   return [folder, repository / 'blobs', repository.parent / 'blobs']
 
 
+def require_regular(path: str | os.PathLike[str]) -> None:
+  """Fails on what is there but is no file of bytes.
+
+  Opening a pipe waits for a writer that may never come, and a device may never
+  end. Folders and what is absent or remote are left to whoever opens
+  them.
+
+  Args:
+    path: what is to be opened; a symlink is followed.
+
+  Raises:
+    UntrustedFileError: naming the path.
+  """
+  plain = os.path.isfile(path) or os.path.isdir(path)
+  if os.path.exists(path) and not plain:
+    raise UntrustedFileError(
+        f'{os.fspath(path)} is a pipe or a device, not a regular file; it is '
+        'not opened. Put the file itself there.')
+
+
 def read_json(path: str | pathlib.Path) -> dict[str, Any]:
   """The object in a JSON file.
 
@@ -67,9 +89,11 @@ def read_json(path: str | pathlib.Path) -> dict[str, Any]:
     The object.
 
   Raises:
-    UntrustedFileError: if it is missing, too large, or no such object.
+    UntrustedFileError: if it is missing, no regular file, too large, or no such
+      object.
   """
   path = pathlib.Path(path)
+  require_regular(path)
   try:
     if (size := path.stat().st_size) > LARGEST_JSON:
       raise UntrustedFileError(

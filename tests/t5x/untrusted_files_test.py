@@ -1,6 +1,11 @@
 import os
+import signal
 
+from prompt_tuning import numpy_files
+from prompt_tuning import npz_files
 import pytest
+from t5x import hugging_face_config
+from t5x import safetensors_files
 from t5x import untrusted_files
 
 
@@ -71,6 +76,45 @@ def test_json_is_measured_before_it_is_read(folder):
   os.truncate(folder / 'a.json', untrusted_files.LARGEST_JSON + 1)
   with pytest.raises(untrusted_files.UntrustedFileError, match='bytes'):
     untrusted_files.read_json(folder / 'a.json')
+
+
+@pytest.fixture
+def no_waiting():
+  """Fails a test that waits for a pipe."""
+
+  def fail(*_):
+    raise AssertionError('waits')
+
+  old = signal.signal(signal.SIGALRM, fail)
+  signal.alarm(5)
+  yield
+  signal.alarm(0)
+  signal.signal(signal.SIGALRM, old)
+
+
+READERS = {
+    'a.json': untrusted_files.read_json,
+    'config.json': lambda path: hugging_face_config.read_json(path.parent),
+    'a.safetensors': safetensors_files.read,
+    'a.npy': numpy_files.read,
+    'a.npz': lambda path: npz_files.read(path, min),
+}
+
+
+@pytest.mark.parametrize('name', READERS)
+@pytest.mark.parametrize('kind', ['pipe', 'device', 'link'])
+def test_only_regular_files_are_opened(tmp_path, name, kind, no_waiting):
+  path = tmp_path / name
+  if kind == 'device' and name != 'config.json':
+    path.symlink_to('/dev/null')
+  elif kind == 'link':
+    os.mkfifo(tmp_path / 'pipe')
+    path.symlink_to('pipe')
+  else:
+    os.mkfifo(path)
+  with pytest.raises(ValueError, match='not a regular file') as error:
+    READERS[name](path)
+  assert name in str(error.value)
 
 
 def test_json_that_is_not_there_is_named(folder):
