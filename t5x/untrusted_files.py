@@ -137,11 +137,11 @@ def parse_json(content: bytes, where: str) -> dict[str, Any]:
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   """An object whose keys are all different."""
-  found = dict(pairs)
-  if len(found) < len(pairs):
-    keys = [key for key, _ in pairs]
-    twice = next(key for key in keys if keys.count(key) > 1)
-    raise ValueError(f'the key {twice[:80]!r} stands there twice')
+  found: dict[str, Any] = {}
+  for key, value in pairs:
+    if key in found:
+      raise ValueError(f'the key {key[:80]!r} stands there twice')
+    found[key] = value
   return found
 
 

@@ -80,7 +80,7 @@ def test_json_is_measured_before_it_is_read(folder):
 
 @pytest.fixture
 def no_waiting():
-  """Fails a test that waits for a pipe."""
+  """Fails a test that waits for a pipe, or takes as long as if it did."""
 
   def fail(*_):
     raise AssertionError('waits')
@@ -115,6 +115,13 @@ def test_only_regular_files_are_opened(tmp_path, name, kind, no_waiting):
   with pytest.raises(ValueError, match='not a regular file') as error:
     READERS[name](path)
   assert name in str(error.value)
+
+
+def test_a_key_that_stands_there_twice_is_found_in_one_pass(no_waiting):
+  keys = [*range(100_000), 99_999]
+  with pytest.raises(untrusted_files.UntrustedFileError, match="'99999'"):
+    untrusted_files.parse_json(
+        ('{' + ','.join(f'"{key}":1' for key in keys) + '}').encode(), 'it')
 
 
 def test_json_that_is_not_there_is_named(folder):
