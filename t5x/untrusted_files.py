@@ -6,6 +6,7 @@ before it is read.
 """
 
 import json
+import math
 import os
 import pathlib
 from typing import Any
@@ -123,7 +124,7 @@ def parse_json(content: bytes, where: str) -> dict[str, Any]:
   try:
     found = json.loads(
         content.decode('utf-8'), object_pairs_hook=_unique,
-        parse_constant=_refuse)
+        parse_constant=_refuse, parse_float=_finite)
   except (ValueError, RecursionError) as error:
     raise UntrustedFileError(
         f'{where} is no JSON that can be used: '
@@ -142,6 +143,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if key in found:
       raise ValueError(f'the key {key[:80]!r} stands there twice')
     found[key] = value
+  return found
+
+
+def _finite(number: str) -> float:
+  """A number that is not too large for one."""
+  if math.isinf(found := float(number)):
+    raise ValueError(f'{number[:80]} is too large a number')
   return found
 
 

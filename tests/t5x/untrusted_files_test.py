@@ -63,6 +63,7 @@ def test_other_folders_may_not_point_to_blobs(tmp_path):
     (b'{"a": 1', 'delimiter'), (b'[1]', 'JSON list'), (b'{"a":1,"a":1}', "'a'"),
     (b'{"x":{"a":1,"a":2}}', "'a'"), (b'{"a": NaN}', 'NaN'),
     (b'{"a": -Infinity}', 'Infinity'), (b'\xff{}', 'utf-8'),
+    (b'{"a": -1e999}', '-1e999 is too large'),
     (b'[' * 100_000, 'recursion'), (b'{"a":' + b'9' * 9999 + b'}', 'digits'),
     (b'', 'value')])
 def test_json_that_is_not_plain_is_refused(folder, content, says):
