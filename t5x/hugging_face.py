@@ -289,8 +289,13 @@ def require_same_model(directory: str, model: Any) -> None:
 
 
 def write(
-    folder: str, arrays: Arrays, *, largest_shard: int = LARGEST_SHARD
-) -> None:
+    folder: str,
+    arrays: Arrays,
+    *,
+    config: T5Config | None = None,
+    model_type: str = 't5',
+    largest_shard: int = LARGEST_SHARD,
+) -> dict[str, str]:
   """Writes a model's folder that transformers loads, a tensor at a time.
 
   The folder appears whole or not at all.
@@ -299,17 +304,24 @@ def write(
     folder: where; it must not be there yet.
     arrays: a checkpoint: `target/<our path>`, and other entries, which are left
       out.
+    config: of the model; None takes what `config_of` says.
+    model_type: see `hugging_face_config.to_json`.
     largest_shard: bytes of a file, unless one tensor is larger.
+
+  Returns:
+    From entry of the checkpoint to the tensor that it became.
 
   Raises:
     CheckpointError: if a parameter is missing, extra or misshapen.
     whole_writes.ExistsError: if the folder is there already.
   """
-  tensors, config = to_tensors(arrays)
+  config = config or config_of(arrays)
+  wanted = places(config)
+  tensors = _to_tensors(_parameters(arrays), wanted)
   shards = _shards(tensors, largest_shard)
   with whole_writes.folder(folder) as place:
     _write_json(place / hugging_face_config.NAME,
-                hugging_face_config.to_json(config))
+                hugging_face_config.to_json(config, model_type))
     for name, shard in shards.items():
       safetensors_files.write(place / name, shard, {'format': 'pt'})
     if len(shards) > 1:
@@ -318,32 +330,35 @@ def write(
           'weight_map': {name: shard for shard, held in shards.items()
                          for name in held}})
     read(str(place))
+  return {f'target/{path}': place.name for path, place in wanted.items()}
 
 
-def theirs(arrays: Arrays) -> dict[str, str]:
-  """From our entry to their tensor, for reports; see `to_tensors`."""
-  config = to_tensors(arrays)[1]
-  return {f'target/{path}': place.name
-          for path, place in places(config).items()}
-
-
-def to_tensors(arrays: Arrays) -> tuple[dict[str, LazyArray], T5Config]:
-  """A checkpoint's parameters under Hugging Face's names.
+def config_of(arrays: Arrays) -> T5Config:
+  """The config that a checkpoint's shapes tell.
 
   Args:
     arrays: see `write`.
 
   Returns:
-    Unread tensors, and the config that their shapes tell.
+    The config, in part assumed; see `hugging_face_config.of_shapes`.
 
   Raises:
-    CheckpointError: if a parameter is missing, extra or misshapen.
+    CheckpointError: if it is of no encoder-decoder.
   """
-  ours = {name.removeprefix('target/'): array for name, array in arrays.items()
+  return hugging_face_config.of_shapes(
+      {path: array.shape for path, array in _parameters(arrays).items()},
+      'the checkpoint')
+
+
+def _parameters(arrays: Arrays) -> dict[str, LazyArray]:
+  """A checkpoint's parameters by our paths."""
+  return {name.removeprefix('target/'): array for name, array in arrays.items()
           if name.startswith('target/')}
-  config = hugging_face_config.of_shapes(
-      {path: array.shape for path, array in ours.items()}, 'the checkpoint')
-  wanted = places(config)
+
+
+def _to_tensors(
+    ours: Arrays, wanted: Mapping[str, Place]) -> dict[str, LazyArray]:
+  """Parameters under Hugging Face's names; fails if they are not those."""
   for what, paths in (('has no parameter', wanted.keys() - ours.keys()),
                       ('has a parameter', ours.keys() - wanted.keys())):
     if paths:
@@ -358,7 +373,7 @@ def to_tensors(arrays: Arrays) -> tuple[dict[str, LazyArray], T5Config]:
       raise CheckpointError(
           f'{path} is {list(ours[path].shape)}; {place.name} would be '
           f'{list(found)}, but is {list(place.shape)} in a T5 of this size.')
-  return tensors, config
+  return tensors
 
 
 def _shards(tensors: Arrays, largest: int) -> dict[str, dict[str, LazyArray]]:

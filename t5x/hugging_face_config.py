@@ -24,7 +24,9 @@ T5Config = t5_config.T5Config
 Json = Mapping[str, Any]
 
 NAME = 'config.json'
-_MODEL_TYPES = ('t5', 'mt5')
+# With their class.
+_MODEL_TYPES = {'t5': 'T5ForConditionalGeneration',
+                'mt5': 'MT5ForConditionalGeneration'}
 # Their name, our name, the largest that is believed; None is their default.
 _SIZES: dict[str, tuple[str, int, int | None]] = {
     'vocab_size': ('vocab_size', 2**22, None),
@@ -38,7 +40,7 @@ _SIZES: dict[str, tuple[str, int, int | None]] = {
     'relative_attention_max_distance': ('relpos_max_distance', 2**20, 128),
 }
 # Their name, our activations, what else they call it.
-_PROJECTIONS = {
+PROJECTIONS = {
     'relu': (('relu',), 'relu'),
     'gated-gelu': (('gelu', 'linear'), 'gelu_new'),
     'gated-silu': (('silu', 'linear'), 'silu'),
@@ -109,10 +111,11 @@ def parse(found: Json, where: str) -> T5Config:
     CheckpointError: naming the key, what was found and what was expected.
   """
   kind = found.get('model_type')
-  if kind not in _MODEL_TYPES:
+  if not isinstance(kind, str) or kind not in _MODEL_TYPES:
     raise CheckpointError(
         f'{where} has model_type {str(kind)[:40]!r}; expected one of '
-        f'{_MODEL_TYPES} (ByT5 and Flan-T5 are t5). Other models are not read.')
+        f'{tuple(_MODEL_TYPES)} (ByT5 and Flan-T5 are t5). Other models are '
+        'not read.')
   sizes: dict[str, Any] = {ours: _size(found, theirs, where)
            for theirs, (ours, _, _) in _SIZES.items()}
   sizes['num_decoder_layers'] = (
@@ -147,11 +150,11 @@ def _activations(
     found: Json, default: str, where: str) -> tuple[str, ...]:
   """The activations of a block."""
   named = found.get('feed_forward_proj', default)
-  known = _PROJECTIONS.get(named) if isinstance(named, str) else None
+  known = PROJECTIONS.get(named) if isinstance(named, str) else None
   if known is None:
     raise CheckpointError(
         f'{where} has feed_forward_proj {str(named)[:40]!r}; expected one of '
-        f'{sorted(_PROJECTIONS)}.')
+        f'{sorted(PROJECTIONS)}.')
   activations, alias = known
   for key, wanted in (('dense_act_fn', alias),
                       ('is_gated_act', len(activations) > 1)):
@@ -175,11 +178,12 @@ def _scales(found: Json, where: str) -> bool:
   return scales
 
 
-def to_json(config: T5Config) -> dict[str, Any]:
+def to_json(config: T5Config, model_type: str = 't5') -> dict[str, Any]:
   """The `config.json` of a model.
 
   Args:
     config: its sizes and choices.
+    model_type: `t5` or `mt5`.
 
   Returns:
     What transformers reads, before version 5 and since.
@@ -188,16 +192,16 @@ def to_json(config: T5Config) -> dict[str, Any]:
     CheckpointError: if transformers has no such model.
   """
   activations = tuple(config.mlp_activations)
-  named = [name for name, (ours, _) in _PROJECTIONS.items()
+  named = [name for name, (ours, _) in PROJECTIONS.items()
            if ours == activations]
   if not named:
     raise CheckpointError(
         f'mlp_activations are {activations}; Hugging Face has no T5 of them, '
-        f'only {[ours for ours, _ in _PROJECTIONS.values()]}.')
+        f'only {[ours for ours, _ in PROJECTIONS.values()]}.')
   tied = config.logits_via_embedding
   return {
-      'architectures': ['T5ForConditionalGeneration'],
-      'model_type': 't5',
+      'architectures': [_MODEL_TYPES[model_type]],
+      'model_type': model_type,
       **{theirs: getattr(config, ours)
          for theirs, (ours, _, _) in _SIZES.items()},
       'feed_forward_proj': named[0],
@@ -217,8 +221,8 @@ def of_shapes(shapes: Mapping[str, tuple[int, ...]], where: str) -> T5Config:
   """The config that the shapes of a model's parameters tell.
 
   They do not tell the gate, which is taken for GELU, nor the distance from
-  which relative positions share a bucket, which is taken for 128; all published
-  models have these.
+  which relative positions share a bucket, which is taken for 128. Most
+  published models have these, but not all: Flan-UL2 is gated by SiLU.
 
   Args:
     shapes: from our parameter path to shape, layers not stacked.

@@ -1,5 +1,6 @@
 """The tool that converts whole models, called as its command line calls it."""
 
+import json
 import tracemalloc
 
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ from prompt_tuning.scripts import convert_checkpoint
 import pytest
 from safetensors import numpy as safetensors_numpy
 from t5x import checkpoints
+from t5x import hugging_face_config
 from t5x import lazy_arrays
 
 WI = 'encoder.block.1.layer.1.DenseReluDense.wi_0.weight'
@@ -48,6 +50,61 @@ def test_dtype_and_shards_are_as_asked(theirs, tmp_path):
   for file in files:
     found |= safetensors_numpy.load_file(file)
   np.testing.assert_array_equal(found[WI], tensors[WI].astype(jnp.bfloat16))
+
+
+SAID = {'feed_forward_proj': 'gated-silu',
+        'relative_attention_max_distance': 64}
+
+
+def said(folder):
+  return {key: value for key, value in json.loads(
+      (folder / 'config.json').read_text()).items()
+          if key in SAID or key == 'model_type'}
+
+
+@pytest.mark.parametrize('kind', ['t5', 'mt5'])
+def test_a_folder_of_theirs_stays_the_model_that_it_says_it_is(
+    theirs, tmp_path, capsys, kind):
+  changes = SAID | {'model_type': kind}
+  theirs.write(tmp_path / 'a', changes)
+  assert convert(tmp_path / 'a', 'hugging_face', tmp_path / 'b') == 0
+  assert said(tmp_path / 'b') == changes
+  assert hugging_face_config.read(tmp_path / 'b') == hugging_face_config.read(
+      tmp_path / 'a')
+  assert 'assumed' not in capsys.readouterr().out
+  assert convert(tmp_path / 'a', 'hugging_face', tmp_path / 'c',
+                 '--feed_forward_proj=gated-gelu') == 2
+  assert 'Leave it out' in capsys.readouterr().err
+  assert not (tmp_path / 'c').exists()
+
+
+def test_what_shapes_do_not_tell_is_reported_and_can_be_set(
+    theirs, tmp_path, capsys):
+  theirs.write(tmp_path / 'a', SAID)
+  assert convert(tmp_path / 'a', 't5x', tmp_path) == 0
+  assert 'assumed' not in capsys.readouterr().out
+  native = tmp_path / 'checkpoint_0'
+  assert convert(native, 'hugging_face', tmp_path / 'b') == 0
+  out = capsys.readouterr().out
+  assert 'assumed: feed_forward_proj gated-gelu' in out
+  assert 'assumed: relative_attention_max_distance 128' in out
+  assert said(tmp_path / 'b')['feed_forward_proj'] == 'gated-gelu'
+  assert convert(native, 'hugging_face', tmp_path / 'c', *(
+      f'--{key}={value}' for key, value in SAID.items())) == 0
+  assert 'assumed' not in capsys.readouterr().out
+  assert said(tmp_path / 'c') == SAID | {'model_type': 't5'}
+
+
+@pytest.mark.parametrize('flag,says', [
+    ('--feed_forward_proj=relu', 'mlp/wi'),
+    ('--relative_attention_max_distance=0', "max_distance '0'")])
+def test_what_cannot_be_is_not_written(theirs, tmp_path, capsys, flag, says):
+  theirs.write(tmp_path / 'a')
+  assert convert(tmp_path / 'a', 't5x', tmp_path) == 0
+  assert convert(tmp_path / 'checkpoint_0', 'hugging_face', tmp_path / 'b',
+                 flag) == 2
+  assert says in capsys.readouterr().err
+  assert not (tmp_path / 'b').exists()
 
 
 @pytest.mark.parametrize('to,there', [

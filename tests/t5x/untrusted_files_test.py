@@ -1,8 +1,8 @@
 import os
 import signal
 
-from prompt_tuning import numpy_files
 from prompt_tuning import npz_files
+from prompt_tuning import numpy_files
 import pytest
 from t5x import hugging_face_config
 from t5x import safetensors_files
