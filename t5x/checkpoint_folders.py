@@ -58,9 +58,13 @@ def find_checkpoint(path: str, step: int | None = None) -> str:
   folder = epath.Path(path)
   if folder.name == 'checkpoint' and not folder.is_dir():
     folder = folder.parent
-  if step is None and checkpoint_utils.type_of(folder) is not None:
-    return os.fspath(folder)
+  found = checkpoint_utils.type_of(folder)
   steps = all_steps(path)
+  # A folder of saves may hold any config.json besides.
+  is_checkpoint = found is not None and not (
+      steps and found == checkpoint_utils.CheckpointTypes.HUGGING_FACE)
+  if step is None and is_checkpoint:
+    return os.fspath(folder)
   wanted = max(steps, default=None) if step is None else step
   if wanted is None or wanted not in steps:
     raise CheckpointError(

@@ -219,6 +219,8 @@ def test_find_checkpoint(run, tmp_path):
   last = str(tmp_path / 'checkpoint_20')
   assert checkpoints.find_checkpoint(str(tmp_path)) == last
   assert checkpoints.find_checkpoint(last) == last
+  (tmp_path / 'config.json').write_text('{"lr": 1}')
+  assert checkpoints.find_checkpoint(str(tmp_path)) == last
   assert checkpoints.find_checkpoint(str(tmp_path), 3).endswith('_3')
   with pytest.raises(checkpoints.CheckpointError, match=r'step 4.*\[3, 20\]'):
     checkpoints.find_checkpoint(str(tmp_path), 4)
