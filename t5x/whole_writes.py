@@ -41,11 +41,22 @@ def file(path: str | pathlib.Path) -> Iterator[IO[bytes]]:
       opened.flush()
       os.fsync(opened.fileno())
     os.chmod(name, 0o644)
+    _link(name, final)
+  finally:
+    with contextlib.suppress(FileNotFoundError):
+      os.unlink(name)
+
+
+def _link(name: str, final: pathlib.Path) -> None:
+  """Gives a file its name; a rename would replace what came meanwhile."""
+  try:
+    os.link(name, final)
+  except FileExistsError:
+    _absent(final)
+    raise
+  except OSError:  # A file system without links.
     _absent(final)
     os.rename(name, final)
-  except BaseException:
-    os.unlink(name)
-    raise
 
 
 @contextlib.contextmanager

@@ -1,5 +1,8 @@
 """Nothing is half written and nothing overwritten."""
 
+import os
+import sys
+
 import pytest
 from t5x import whole_writes
 
@@ -85,3 +88,44 @@ def test_what_comes_at_the_last_moment_stays(tmp_path, monkeypatch):
     pass
   assert content_of(path) == b'faster'
   assert [p.name for p in tmp_path.iterdir()] == ['new']
+
+
+def write_when_something_comes_at_the_last_moment(path):
+  """Writes a file; another writer's appears as soon as no test can see it."""
+  def come(event, arguments):
+    if event in ('os.link', 'os.rename') and not path.exists():
+      path.write_bytes(b'faster')
+
+  LISTENERS.append(come)
+  try:
+    with whole_writes.file(path) as opened:
+      opened.write(b'slower')
+  finally:
+    LISTENERS.remove(come)
+
+
+LISTENERS = []  # An audit hook cannot be taken away.
+sys.addaudithook(lambda *event: [listen(*event) for listen in LISTENERS])
+
+
+def test_a_file_that_comes_at_the_last_moment_stays(tmp_path):
+  with pytest.raises(whole_writes.ExistsError):
+    write_when_something_comes_at_the_last_moment(tmp_path / 'new')
+  assert content_of(tmp_path / 'new') == b'faster'
+  assert [p.name for p in tmp_path.iterdir()] == ['new']
+
+
+def test_a_file_system_may_be_without_links(tmp_path, monkeypatch):
+  def link(*_):
+    raise PermissionError('no links')
+
+  monkeypatch.setattr(os, 'link', link)
+  path = tmp_path / 'new'
+  with whole_writes.file(path) as opened:
+    opened.write(b'all')
+  assert content_of(path) == b'all'
+  with (pytest.raises(whole_writes.ExistsError),
+        whole_writes.file(tmp_path / 'other')):
+    (tmp_path / 'other').write_bytes(b'old')
+  assert content_of(tmp_path / 'other') == b'old'
+  assert len(list(tmp_path.iterdir())) == 2
