@@ -9,8 +9,8 @@ import contextlib
 import errno
 import os
 import pathlib
+import secrets
 import shutil
-import tempfile
 from typing import IO
 
 
@@ -32,22 +32,28 @@ def file(path: str | pathlib.Path) -> Iterator[IO[bytes]]:
     ExistsError: if there is something of that name.
   """
   final = _absent(path)
-  descriptor, name = tempfile.mkstemp(
-      dir=final.parent, prefix=f'.{final.name}.')
+  name = _temporary(final)
   try:
-    os.close(descriptor)
-    with open(name, 'wb') as opened:  # An open descriptor has no name.
+    with open(name, 'xb') as opened:
       yield opened
       opened.flush()
       os.fsync(opened.fileno())
-    os.chmod(name, 0o644)
     _link(name, final)
   finally:
     with contextlib.suppress(FileNotFoundError):
       os.unlink(name)
 
 
-def _link(name: str, final: pathlib.Path) -> None:
+def _temporary(final: pathlib.Path) -> pathlib.Path:
+  """A new name beside another.
+
+  Unlike those of `tempfile`, which only their owner may read, what is made
+  under it has the permissions that the umask leaves.
+  """
+  return final.parent / f'.{final.name}.{secrets.token_hex(8)}'
+
+
+def _link(name: pathlib.Path, final: pathlib.Path) -> None:
   """Gives a file its name; a rename would replace what came meanwhile."""
   try:
     os.link(name, final)
@@ -74,10 +80,9 @@ def folder(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
   """
   final = _absent(path)
   final.parent.mkdir(parents=True, exist_ok=True)
-  temporary = pathlib.Path(tempfile.mkdtemp(
-      dir=final.parent, prefix=f'.{final.name}.'))
+  temporary = _temporary(final)
+  temporary.mkdir()
   try:
-    temporary.chmod(0o755)
     yield temporary
     # Onto an empty folder a rename would succeed.
     _absent(final)

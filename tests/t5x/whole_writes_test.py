@@ -20,15 +20,26 @@ def content_of(path):
   return (path / 'inner' if path.is_dir() else path).read_bytes()
 
 
+@pytest.fixture
+def umask():
+  """`umask(mask)` until the test ends."""
+  old = os.umask(0o022)
+  yield os.umask
+  os.umask(old)
+
+
 @KINDS
-def test_it_appears_at_the_end(kind, tmp_path):
+@pytest.mark.parametrize('mask', [0o022, 0o077, 0o002])
+def test_it_appears_at_the_end(kind, mask, tmp_path, umask):
+  umask(mask)
   path = tmp_path / 'new'
   with getattr(whole_writes, kind)(path) as opened:
     fill(kind, opened, b'all')
     assert not path.exists()
   assert content_of(path) == b'all'
   assert [p.name for p in tmp_path.iterdir()] == ['new']
-  assert path.stat().st_mode & 0o777 == (0o644 if kind == 'file' else 0o755)
+  every = 0o666 if kind == 'file' else 0o777
+  assert path.stat().st_mode & 0o777 == every & ~mask
 
 
 @KINDS
