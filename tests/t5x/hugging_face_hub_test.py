@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pytest
+from sentencepiece import sentencepiece_model_pb2
 import seqio
 from t5x import checkpoints
 from t5x import datasets
@@ -113,6 +114,17 @@ def test_the_vocabulary_is_the_folders(spiece, kind, extra):
   assert found.vocab_size == PIECES + extra == expected.vocab_size
   assert found.eos_id == 1
   assert vocabularies.of_model(spiece(), extra_ids=7).vocab_size == PIECES + 7
+
+
+@pytest.mark.parametrize('sentinel', ['<extra_id_0>', '\u2581<extra_id_0>'])
+def test_sentinels_that_are_pieces_are_not_added_again(
+    spiece, tmp_path, sentinel):
+  folder = spiece(model_type='t5')
+  made = sentencepiece_model_pb2.ModelProto()
+  made.ParseFromString((tmp_path / 'spiece.model').read_bytes())
+  made.pieces.add(piece=sentinel, type=made.SentencePiece.USER_DEFINED)
+  (tmp_path / 'spiece.model').write_bytes(made.SerializeToString())
+  assert vocabularies.of_model(folder).vocab_size == PIECES + 1
 
 
 @pytest.mark.parametrize('changes', [
