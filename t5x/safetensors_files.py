@@ -76,11 +76,6 @@ def read(path: str | pathlib.Path) -> dict[str, LazyArray]:
           for name, entry in header.items() if name != _METADATA}
 
 
-def read_metadata(path: str | pathlib.Path) -> dict[str, str]:
-  """The texts that a safetensors file carries beside its tensors."""
-  return _header(pathlib.Path(path)).get(_METADATA, {})
-
-
 def read_folder(folder: str | pathlib.Path) -> dict[str, LazyArray]:
   """Opens a model's folder: `model.safetensors`, or its index and shards.
 
