@@ -27,7 +27,8 @@ NAME = 'config.json'
 # With their class.
 _MODEL_TYPES = {'t5': 'T5ForConditionalGeneration',
                 'mt5': 'MT5ForConditionalGeneration'}
-# Their name, our name, the largest that is believed; None is their default.
+# Their name, our name, the largest that is believed, and what is taken if it is
+# not said; with None it must be said.
 _SIZES: dict[str, tuple[str, int, int | None]] = {
     'vocab_size': ('vocab_size', 2**22, None),
     'd_model': ('emb_dim', 2**17, None),
@@ -84,13 +85,13 @@ def read_json(folder: str | pathlib.Path) -> Json:
 
 
 def _refuse_code(value: Any, where: str) -> None:
-  """Fails on a key at any depth that would make a reader run or load code."""
+  """Fails on a set key at any depth that makes a reader run or load code."""
   if isinstance(value, list):
     for item in value:
       _refuse_code(item, where)
   elif isinstance(value, dict):
     for key, item in value.items():
-      if key in _CODE or key.endswith('_internal'):
+      if item is not None and (key in _CODE or key.endswith('_internal')):
         raise CheckpointError(
             f'{where} has the key {key!r}, which names code or another form of '
             'weights; such a model is not read. Save it anew without.')

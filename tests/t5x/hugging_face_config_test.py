@@ -114,6 +114,14 @@ def test_a_hostile_config_is_refused(theirs, tmp_path, changes, says):
   assert 'config.json' in str(error.value)
 
 
+@pytest.mark.parametrize('key', ['auto_map', 'quantization_config'])
+def test_a_key_that_is_not_set_is_not_refused(theirs, tmp_path, key):
+  theirs.write(tmp_path / 'a')
+  theirs.write(tmp_path / 'b', {key: None})
+  assert hugging_face_config.read(tmp_path / 'a') == hugging_face_config.read(
+      tmp_path / 'b')
+
+
 @pytest.mark.parametrize('key', ['d_model', 'vocab_size', 'd_ff', 'd_kv',
                                  'num_heads', 'num_layers', 'model_type'])
 def test_a_size_that_is_not_there_is_not_guessed(theirs, key):
