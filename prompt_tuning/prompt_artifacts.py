@@ -19,6 +19,7 @@ import os
 import pathlib
 from typing import Any, Self
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
@@ -38,6 +39,7 @@ _CARD = 'README.md'
 _TENSOR = 'prompt'
 _VERSION = 1
 _EMBEDDINGS = 'token_embedder/embedding'
+_SCAN_AXES = (1, 0, -1)  # Of a scanned model; T5X's default comes first.
 
 
 class ArtifactError(ValueError):
@@ -202,22 +204,62 @@ def sha256(prompt: Prompt) -> str:
 
 
 class _Rounded(Mapping[str, Array]):
-  """Arrays in bfloat16, read and converted one at a time."""
+  """Arrays in bfloat16, read and converted one at a time.
+
+  Those of a scanned model are cut into layers and named as without scanning,
+  so that both have the same names and values.
+  """
 
   def __init__(self, arrays: Parameters):
     self._arrays = arrays
+    self._places: dict[str, tuple[str, int, int | None]] = {}
+    for name, array in arrays.items():
+      axis = _layer_axis(name, arrays)
+      if axis is None:
+        self._places[name] = name, 0, None
+        continue
+      stack, _, rest = name.split('/', 2)
+      for layer in range(array.shape[axis]):
+        self._places[f'{stack}/layers_{layer}/{rest}'] = name, axis, layer
 
   def __getitem__(self, name: str) -> Array:
-    array = self._arrays[name]
+    source, axis, layer = self._places[name]
+    array = self._arrays[source]
     if isinstance(array, lazy_arrays.LazyArray):
-      array = jnp.asarray(array.get())
+      index = [slice(None)] * len(array.shape)
+      if layer is not None:
+        index[axis] = slice(layer, layer + 1)
+      array, layer = jnp.asarray(array.read_slice(tuple(index))), (
+          None if layer is None else 0)
+    if layer is not None:
+      # A traced index: all layers of an array share one compilation.
+      array = jax.lax.dynamic_index_in_dim(
+          array, np.int32(layer), axis, keepdims=False)
     return array.astype(jnp.bfloat16)
 
   def __iter__(self) -> Iterator[str]:
-    return iter(self._arrays)
+    return iter(self._places)
 
   def __len__(self) -> int:
-    return len(self._arrays)
+    return len(self._places)
+
+
+def _layer_axis(name: str, arrays: Parameters) -> int | None:
+  """The axis of an array that counts layers; None if it is no stack.
+
+  A scanned model names its stacks `encoder/encoder/...`. The number of layers
+  is the size that all of a stack's parameters share on `param_scan_axis`.
+  """
+  stack = f'{name.split("/")[0]}/' * 2
+  if not name.startswith(stack):
+    return None
+  shapes = [x.shape for path, x in arrays.items() if path.startswith(stack)]
+  if min(map(len, shapes)) < 2:  # The least that is stacked is a scale [H].
+    return None
+  for axis in _SCAN_AXES:
+    if len({shape[axis] for shape in shapes}) == 1:
+      return axis % len(arrays[name].shape)
+  return None
 
 
 def base_of(
@@ -228,7 +270,8 @@ def base_of(
   """Names a frozen model.
 
   A run trains in float32 and `t5x.infer` restores bfloat16: the values are
-  rounded to the latter first, so that both get the same name.
+  rounded to the latter first, so that both get the same name. So do a scanned
+  model and one without scanning.
 
   Args:
     parameters: its parameters by path, without the prompt; they may be unread.

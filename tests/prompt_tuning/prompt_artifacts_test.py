@@ -1,3 +1,4 @@
+import collections
 import dataclasses
 import hashlib
 import json
@@ -12,6 +13,7 @@ from prompt_tuning import prompt_artifacts
 import pytest
 import safetensors.numpy
 from t5x import fingerprint
+from t5x import lazy_arrays
 from t5x import whole_writes
 
 VALUES = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
@@ -249,6 +251,49 @@ def test_the_base_does_not_depend_on_the_sharding():
   cut = MODEL | {'token_embedder/embedding': jax.device_put(
       VALUES, jax.NamedSharding(mesh, jax.sharding.PartitionSpec('model')))}
   assert prompt_artifacts.base_of(cut) == prompt_artifacts.base_of(MODEL)
+
+
+def scanned(parameters, axis):
+  """The names and arrays of the same weights with scan_layers."""
+  layers = collections.defaultdict(list)
+  for path in sorted(parameters):
+    layers[re.sub(r'(\w+)/layers_\d+/', r'\1/\1/', path)].append(
+        parameters[path])
+  return {path: jnp.stack(stack, axis) if len(stack) > 1 else stack[0]
+          for path, stack in layers.items()}
+
+
+def unread(parameters):
+  return {path: lazy_arrays.of_array(path, x) for path, x in parameters.items()}
+
+
+# Where all sizes are the same, the axis is taken to be T5X's.
+@pytest.mark.parametrize('axis,mlp_dim', [(1, 16), (0, 16), (-1, 16), (1, 8)])
+def test_the_base_does_not_depend_on_scanning(tiny, axis, mlp_dim):
+  plain = tiny.values(tiny.infos(tiny.model(
+      num_encoder_layers=3, num_decoder_layers=2, mlp_dim=mlp_dim)))
+  stacked = scanned(plain, axis)
+  assert 'encoder/encoder/mlp/wo/kernel' in stacked
+  expected = prompt_artifacts.base_of(plain)
+  assert expected.fingerprint == fingerprint.fingerprint(
+      {path: x.astype(jnp.bfloat16) for path, x in plain.items()})
+  for parameters in (stacked, unread(stacked), unread(plain)):
+    assert prompt_artifacts.base_of(parameters) == expected
+  stacked['encoder/encoder/mlp/wo/kernel'] = jnp.flip(
+      stacked['encoder/encoder/mlp/wo/kernel'], axis)
+  assert prompt_artifacts.base_of(stacked) != expected
+
+
+def test_a_scanned_model_has_the_names_that_are_cut(tiny):
+  infos = tiny.infos(tiny.model(scan_layers=True, num_encoder_layers=3))
+  plain = tiny.infos(tiny.model(num_encoder_layers=3))
+  values = tiny.values(infos)
+  assert prompt_artifacts.base_of(values).fingerprint == (
+      prompt_artifacts.base_of({
+          path: values[path] if path in values else values[
+              re.sub(r'(\w+)/layers_\d+/', r'\1/\1/', path)][
+                  :, int(re.findall(r'layers_(\d+)', path)[0])]
+          for path in plain}).fingerprint)
 
 
 class Vocabulary:
