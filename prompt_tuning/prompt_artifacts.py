@@ -280,7 +280,14 @@ def base_of(
 
   Returns:
     The record. The arrays are reduced where they live.
+
+  Raises:
+    ArtifactError: if there is no parameter.
   """
+  if not parameters:
+    raise ArtifactError(
+        f'{path or "The model"} has no parameters besides prompts, so there is '
+        'no frozen model to name. Give the checkpoint of the whole model.')
   table = parameters.get(_EMBEDDINGS)
   return Base(
       fingerprint.fingerprint(_Rounded(parameters)),

@@ -90,12 +90,23 @@ def _write_artifact(flags: argparse.Namespace, prompt: np.ndarray) -> None:
 
 
 def _base(path: str) -> prompt_artifacts.Base:
-  """The frozen model in a checkpoint."""
+  """The frozen model in a checkpoint.
+
+  Raises:
+    ValueError: if there is none.
+  """
   checkpoint = checkpoints.Checkpoint(checkpoints.find_checkpoint(path))
   parameters = {
       name.removeprefix('target/'): array
       for name, array in checkpoint.arrays.items()
       if name.startswith('target/') and not _PROMPT.fullmatch(name)}
+  record = checkpoints.Save(checkpoint.directory).record if (
+      checkpoints.is_run_save(checkpoint.directory)) else None
+  if record is not None and record.base is not None:
+    raise checkpoints.CheckpointError(
+        f'{checkpoint.directory} is the save of a run that trained a part of '
+        'a model, and holds that part only. Give the frozen model as '
+        f'--base_checkpoint: {record.base.path or "it was initialised"}.')
   return prompt_artifacts.base_of(
       parameters, checkpoint.directory, checkpoint.step)
 

@@ -253,6 +253,13 @@ def test_the_base_does_not_depend_on_the_sharding():
   assert prompt_artifacts.base_of(cut) == prompt_artifacts.base_of(MODEL)
 
 
+@pytest.mark.parametrize('path', [None, '/models/checkpoint_5'])
+def test_nothing_is_no_base(path):
+  with pytest.raises(prompt_artifacts.ArtifactError, match=(
+      f'{path or "The model"} has no parameters besides prompts')):
+    prompt_artifacts.base_of({}, path)
+
+
 def scanned(parameters, axis):
   """The names and arrays of the same weights with scan_layers."""
   layers = collections.defaultdict(list)

@@ -60,6 +60,9 @@ def run(tiny, tmp_path_factory):
       name: lazy_arrays.of_array(name, value) for name, value in (
           {f'target/{path}': x for path, x in state.frozen.items()}
           | {'state/step': np.int32(5)}).items()})
+  checkpoints.save_t5x_checkpoint(str(root / 'only'), {
+      name: lazy_arrays.of_array(name, value) for name, value in {
+          f'target/{PROMPT}': TABLE, 'state/step': np.int32(5)}.items()})
   record = checkpoints.RunRecord(
       first_step=5, seed=0, base=checkpoints.BaseRecord(base, 5, 'f' * 64))
   saver = numpy_checkpoints.Checkpointer(
@@ -332,6 +335,14 @@ BAD = {
     'no base': (convert_prompt, [
         '--input=RUN/numpy_checkpoints/checkpoint_6', '--output=OUT',
         '--format=artifact', '--base_checkpoint=/nowhere'], 'No checkpoint'),
+    "a run's own save as base": (convert_prompt, [
+        '--input=RUN/numpy_checkpoints/checkpoint_6', '--output=OUT',
+        '--format=artifact', '--base_checkpoint=RUN'],
+                                 r'run/checkpoint_7 is .* that part only.*'
+                                 r'--base_checkpoint: .*base/checkpoint_5'),
+    'only a prompt as base': (convert_prompt, [
+        '--input=RUN/numpy_checkpoints/checkpoint_6', '--output=OUT',
+        '--format=artifact', '--base_checkpoint=ONLY'], 'besides prompts'),
     'words without words': (inspect_prompt, [
         'BASE', '--checkpoint_dir=BASE', '--labels', 'yes'], 'give both'),
     'no vocabulary': (inspect_prompt, [
@@ -349,7 +360,7 @@ def test_bad_input_is_one_line_and_writes_nothing(
     case, checkpoint, run, tmp_path, capsys):
   tool, arguments, match = BAD[case]
   words = {'BASE': checkpoint, 'OUT': str(tmp_path / 'out'),
-           'RUN': str(run[0] / 'run')}
+           'RUN': str(run[0] / 'run'), 'ONLY': str(run[0] / 'only')}
   for word, path in words.items():
     arguments = [argument.replace(word, path) for argument in arguments]
   before = sorted(tmp_path.rglob('*')), sorted(run[0].rglob('*'))
