@@ -4,6 +4,7 @@ PROMPT_FILE                         holds
 a folder with prompt.json           an artifact, see `prompt_artifacts`
 a folder with adapter_config.json   a PEFT adapter, see `interop.peft`
 another folder                      one of these, as numpy_checkpoints has
+a file beside its `<file>.artifact` the same as the artifact, which is read
 *.npz                               one array, or one of `NAMES`
 *.safetensors                       one tensor, or one of `NAMES`
 any other file                      an array, as numpy.save writes it
@@ -65,6 +66,8 @@ def read(path: str | pathlib.Path, name: str | None = None) -> Prompt:
 def located(path: str | pathlib.Path) -> str:
   """What a path means: the folder of a part, the content of a plain folder.
 
+  A file beside which its artifact lies, as a run leaves both, means the latter.
+
   Args:
     path: of any format.
 
@@ -72,25 +75,45 @@ def located(path: str | pathlib.Path) -> str:
     A file, the folder of an artifact, or the folder of an adapter.
 
   Raises:
-    PromptFileError: if there is nothing, or a plain folder holds several.
+    ValueError: if there is nothing, a plain folder holds several, or a file
+      and the artifact beside it differ.
   """
   place = epath.Path(path)
   if place.name in _PARTS and _is_described(place.parent):
     return os.fspath(place.parent)
-  if not place.is_dir() or _is_described(place):
+  if _is_described(place):
     return os.fspath(place)
+  if not place.is_dir():
+    return _with_artifact(os.fspath(place))
   found = sorted(os.fspath(p) for p in place.iterdir()
                  if p.name[:1] != '.')
   # An artifact and the numpy file beside it are the same prompt.
-  twins = {p.removesuffix(prompt_artifacts.SUFFIX) for p in found
-           if p.endswith(prompt_artifacts.SUFFIX)}
+  twins = {p + prompt_artifacts.SUFFIX for p in found}
   found = [p for p in found if p not in twins]
   if len(found) != 1:
     raise PromptFileError(
         f'{os.fspath(place)} is a folder with {len(found)} prompts or other '
         f'files; expected one, a prompt artifact or a PEFT adapter. Name one '
         f'of {[os.path.basename(p) for p in found[:5]]}.')
-  return found[0]
+  return _with_artifact(found[0])
+
+
+def _with_artifact(file: str) -> str:
+  """The artifact beside a file, if there is one; only a local one is seen.
+
+  Raises:
+    ValueError: if it is of other values, or damaged.
+  """
+  artifact = file + prompt_artifacts.SUFFIX
+  if not os.path.lexists(artifact) or not os.path.isfile(file):
+    return file
+  told = prompt_artifacts.read(artifact).record.sha256
+  if prompt_artifacts.sha256(_read(file, _chooser(file, None))) != told:
+    raise PromptFileError(
+        f'{file} has other values than {artifact} beside it, so one of them '
+        'has been changed. Give the artifact if that is meant, or move the '
+        'file away from it.')
+  return artifact
 
 
 def _is_described(place: epath.Path) -> bool:

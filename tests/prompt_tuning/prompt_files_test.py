@@ -3,6 +3,7 @@ import pathlib
 import re
 import types
 
+from etils.epath import backend
 import jax.numpy as jnp
 import numpy as np
 from prompt_tuning import numpy_files
@@ -67,6 +68,7 @@ FORMATS = {
     'T5X numpy checkpoint': lambda root: numpy_checkpoint(root) / T5X_NAME,
     'folder of it': numpy_checkpoint,
     'folder of it and its artifact': both,
+    'file beside its artifact': lambda root: both(root) / T5X_NAME,
     'npz of one': lambda root: npz(root, anything=VALUES),
     'npz of several': lambda root: npz(root, other=OTHER, prompt=VALUES),
     'npz with PEFTs name': lambda root: npz(
@@ -100,6 +102,46 @@ def test_an_array_is_found_by_its_name(tmp_path):
   np.testing.assert_array_equal(prompt_files.read(path, 'rte'), VALUES)
   with pytest.raises(ValueError, match=r"2 arrays.*expected 'sst2'"):
     prompt_files.read(path, 'sst2')
+
+
+@pytest.mark.parametrize('name', ['', T5X_NAME])
+def test_a_file_that_its_artifact_disowns_is_refused(tmp_path, name):
+  folder = both(tmp_path)
+  file = folder / T5X_NAME
+  file.unlink()
+  numpy_files.write(str(file), OTHER)
+  with pytest.raises(
+      prompt_files.PromptFileError, match='one of them has been changed'):
+    prompt_files.read(folder / name)
+  # What is meant can be said.
+  np.testing.assert_array_equal(
+      prompt_files.read(f'{file}{prompt_artifacts.SUFFIX}'), VALUES)
+  np.testing.assert_array_equal(
+      prompt_files.read(file.rename(tmp_path / 'moved')), OTHER)
+
+
+def test_a_file_beside_a_damaged_artifact_is_refused(tmp_path):
+  folder = both(tmp_path)
+  (folder / f'{T5X_NAME}{prompt_artifacts.SUFFIX}' / 'prompt.json').unlink()
+  with pytest.raises(prompt_artifacts.ArtifactError, match='prompt.json'):
+    prompt_files.read(folder / T5X_NAME)
+
+
+def test_in_a_remote_folder_the_plain_file_is_read(tmp_path, monkeypatch):
+  both(tmp_path)
+  bucket = tmp_path / 'bucket'
+  (tmp_path / 'numpy_checkpoints').rename(bucket)
+
+  def here(path):
+    return pathlib.Path(str(path).replace('gs://bucket', str(bucket)))
+
+  for name, function in {
+      'exists': pathlib.Path.exists, 'isdir': pathlib.Path.is_dir,
+      'listdir': lambda path: [p.name for p in path.iterdir()]}.items():
+    monkeypatch.setattr(
+        backend.tf_backend, name, lambda path, f=function: f(here(path)))
+  assert prompt_files.located('gs://bucket/checkpoint_7') == (
+      f'gs://bucket/checkpoint_7/{T5X_NAME}')
 
 
 def test_a_part_of_an_adapter_is_read_as_the_adapter(tmp_path):
