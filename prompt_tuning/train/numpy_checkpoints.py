@@ -137,8 +137,8 @@ class Checkpointer(checkpoints.Checkpointer):
   ) -> None:
     """Writes the chosen parameters of a step.
 
-    Files of an earlier attempt at the same step are kept under another name
-    if they differ.
+    Numpy files of an earlier attempt at the same step are kept under another
+    name if they differ; if they do not, they and their artifacts are left.
 
     Args:
       parameters: all parameters by path.
@@ -223,10 +223,13 @@ def _whole(value: Any) -> np.ndarray:
 
 
 def _same_files(first: epath.Path, second: epath.Path) -> bool:
-  """Whether two folders hold the same files."""
-  def content(folder: epath.Path) -> dict[tuple[str, str], bytes]:
-    return {(path.name, file.name): file.read_bytes()
-            for path in folder.iterdir()
-            for file in (path.iterdir() if path.is_dir() else [path])}
+  """Whether two folders hold the same numpy files.
+
+  Artifacts hold the same values, and beside them what differs between attempts:
+  the configuration and figures.
+  """
+  def content(folder: epath.Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes()
+            for file in folder.iterdir() if not file.is_dir()}
 
   return content(first) == content(second)

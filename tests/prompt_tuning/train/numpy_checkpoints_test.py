@@ -201,13 +201,25 @@ def test_an_artifact_says_what_a_prompt_was_trained_on(tmp_path):
 
 
 def test_saving_an_artifact_again_leaves_its_files(tmp_path):
-  for _ in range(2):
+  folder = tmp_path / 'numpy_checkpoints'
+  before = {}
+  for recipe in ('USE_HARDWARE_RNG = False', 'USE_HARDWARE_RNG = True'):
+    (tmp_path / 'config.gin').write_text(recipe)
     checkpointer(tmp_path, task='rte').save(
         state_with(7, VALUES, FROZEN), RECORD)
     shutil.rmtree(tmp_path / 'checkpoint_7')
-  folder = tmp_path / 'numpy_checkpoints'
+    after = {p: p.read_bytes() for p in folder.rglob('*') if p.is_file()}
+    assert before in ({}, after)
+    before = after
   assert [p.name for p in folder.iterdir()] == ['checkpoint_7']
-  assert len(files_below(folder)) == 4
+  assert len(before) == 4
+
+
+def test_a_numpy_file_without_an_artifact_is_left_alone(tmp_path):
+  saver = checkpointer(tmp_path, task='rte')
+  saver.save_numpy({PATH: VALUES}, 7)
+  saver.save(state_with(7, VALUES, FROZEN), RECORD)
+  assert files_below(tmp_path / 'numpy_checkpoints') == [f'checkpoint_7/{NAME}']
 
 
 def test_a_file_in_the_place_of_a_step_is_not_moved(tmp_path):
