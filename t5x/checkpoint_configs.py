@@ -77,7 +77,7 @@ class RestoreCheckpointConfig:
     state_transformation_fns: applied in order, after the map, to the tree of
       unread arrays.
     base_checks: not T5X's: called in order with the parameters that were
-      restored and are not trained, and with their checkpoint, before a run
+      restored, trained ones too, and with their checkpoint, before a run
       begins; they raise a ValueError to refuse them. What is resumed, or comes
       with the base that it records, has its own fingerprint instead.
   """

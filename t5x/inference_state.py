@@ -143,10 +143,8 @@ class Restorer:
         lambda paths: train_state_lib.initialize(
             self._init_fn, jax.random.key(self._seed or 0), paths,
             self.placement))
-    base = {path: value for path, value in parameters.items()
-            if not _left_fresh(self._restore, path)}
-    for check in self._restore.base_checks:
-      check(base, checkpoint.directory)
+    initialization.check_base(
+        self._restore, parameters, checkpoint.directory)
     return parameters
 
   def _two_parts(
@@ -179,7 +177,7 @@ class Restorer:
             f'{directory} holds {path} {list(found)}, but the model has '
             f'{"no such parameter" if wanted is None else list(wanted)}. Give '
             'the model files and PROMPT_LENGTH that the run was started with.')
-      if self._seed is not None and _left_fresh(self._restore, path):
+      if self._seed is not None and initialization.left_fresh(self._restore, path):
         raise checkpoints.CheckpointError(
             f"{directory} is a run's own save and holds {path}, but this "
             'configuration makes it anew, for instance from a PROMPT_FILE. To '
@@ -225,15 +223,6 @@ class Restorer:
         f'{directory} was trained on the frozen model {base.path} '
         f'({base.fingerprint[:12]}), but {path} holds other parameters. Name '
         'the right place with --gin.BASE_CHECKPOINT_PATH=...')
-
-
-def _left_fresh(
-    restore: checkpoints.RestoreCheckpointConfig, path: str) -> bool:
-  """Whether the first rule that matches a parameter leaves it fresh."""
-  for regex, source in restore.assignment_map or ():
-    if re.fullmatch(regex, f'target/{path}'):
-      return source is None
-  return False
 
 
 class _Reading(Mapping[str, Array]):

@@ -266,6 +266,41 @@ def restored_dtypes(
   }
 
 
+def left_fresh(
+    restore: checkpoints.RestoreCheckpointConfig, path: str) -> bool:
+  """Whether the first rule that matches a parameter leaves it fresh.
+
+  Args:
+    restore: the rules.
+    path: of the parameter.
+  """
+  for regex, source in restore.assignment_map or ():
+    if re.fullmatch(regex, f'target/{path}'):
+      return source is None
+  return False
+
+
+def check_base(
+    restore: checkpoints.RestoreCheckpointConfig,
+    parameters: Parameters,
+    directory: str | None,
+) -> None:
+  """Shows what was restored to the checks of a configuration.
+
+  Args:
+    restore: has the checks, and the rules.
+    parameters: all of a model's.
+    directory: the checkpoint; None if the model was initialised.
+
+  Raises:
+    ValueError: if a check refuses them.
+  """
+  restored = {path: value for path, value in parameters.items()
+              if not left_fresh(restore, path)}
+  for check in restore.base_checks:
+    check(restored, directory)
+
+
 def start(
     origin: Origin,
     *,
@@ -293,7 +328,7 @@ def start(
   Raises:
     CheckpointError: if something cannot be restored, or the frozen model is
       not the one that the run began with.
-    ValueError: if a check of the frozen model refuses it.
+    ValueError: if a check of what was restored refuses it.
   """
   infos = restored_dtypes(infos, restore)
   placement = train_state_lib.shardings(infos, trainer.partitioner)
@@ -329,8 +364,10 @@ def start(
         initial.directory if initial else None, origin.first_step,
         fingerprint.fingerprint(state.frozen))
   if save is None:
-    for check in restore.base_checks if restore else ():
-      check(state.frozen, initial.directory if initial else None)
+    if restore is not None:
+      check_base(
+          restore, state.frozen | (state.trainable if initial else {}),
+          initial.directory if initial else None)
     record = checkpoints.RunRecord(
         origin.first_step, origin.seed, batch_size=batch_size, base=base)
     return Start(state, record, begun_with, infos)

@@ -278,8 +278,11 @@ def test_missing_parameters_are_named(tiny, base):
     _start(tiny, tiny.model(mlp_dim=24), _restore(path))
 
 
-def test_the_frozen_model_is_shown_to_checks_before_a_run_begins(
-    tiny, base, tmp_path):
+# Also where the run trains some of it, or all.
+@pytest.mark.parametrize('trained', [
+    (PROMPT,), (PROMPT, '/decoder/.*'), ()], ids=['prompt', 'decoder', 'all'])
+def test_what_is_restored_is_shown_to_checks_before_a_run_begins(
+    tiny, base, tmp_path, trained):
   path, values = base
   shown = []
 
@@ -291,7 +294,7 @@ def test_the_frozen_model_is_shown_to_checks_before_a_run_begins(
   restore = _restore(
       path, assignment_map=LEAVE_PROMPT, fallback_to_scratch=True,
       base_checks=[check, check])
-  model = tiny.model(PROMPT, prompt_length=3)
+  model = tiny.model(*trained, prompt_length=3)
   _, start = _start(tiny, model, restore, tmp_path)
   assert shown == 2 * [(sorted(values), path)]
   # A resumed run has compared fingerprints, and has a prompt of its own.
