@@ -175,18 +175,24 @@ def _value(name: str, value: Any) -> Any:
     return _made(_NESTED[name], value, name)
   if name == 'metrics':
     good = isinstance(value, dict) and all(
-        type(x) in (int, float) and math.isfinite(x) for x in value.values())
+        math.isfinite(x) if type(x) is float else _is_integer(x)
+        for x in value.values())
   elif name in _SHAPES:
     good = isinstance(value, list) and len(value) == 2 and all(
-        type(size) is int and size > 0 for size in value)
+        _is_integer(size) and size > 0 for size in value)
     value = tuple(value) if good else value
   elif name in _TEXTS:
     good = isinstance(value, str)
   else:
-    good = type(value) is int and value >= 0
+    good = _is_integer(value) and value >= 0
   if not good:
     raise ArtifactError(f'{name} is {str(value)[:60]!r}')
   return value
+
+
+def _is_integer(value: Any) -> bool:
+  """Whether a value is an integer that arithmetic and printing can hold."""
+  return type(value) is int and abs(value) < 2**63
 
 
 @dataclasses.dataclass(frozen=True)

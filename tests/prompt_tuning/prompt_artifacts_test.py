@@ -165,6 +165,11 @@ DAMAGE = {
     'a negative seed': (lambda f: rewritten(f, seed=-1), 'seed is'),
     'a text as metric': (lambda f: rewritten(f, metrics={'a': 'b'}),
                          'metrics is'),
+    'a huge metric': (lambda f: rewritten(f, metrics={'a': 10**400}),
+                      'metrics is'),
+    'a huge step': (lambda f: rewritten(f, step=10**400), 'step is'),
+    'a huge table': (lambda f: rewritten(f, tokenizer={
+        'kind': 'a', 'size': 2**63, 'fingerprint': 'b'}), 'size is'),
     'another name': (lambda f: with_tensors(f, prompts=VALUES),
                      'expected one tensor'),
     'an extra tensor': (lambda f: with_tensors(
