@@ -39,11 +39,18 @@ _CARD = 'README.md'
 _TENSOR = 'prompt'
 _VERSION = 1
 _EMBEDDINGS = 'token_embedder/embedding'
+_SHOWN = 400  # Characters of a file's text in a message.
 _SCAN_AXES = (1, 0, -1)  # Of a scanned model; T5X's default comes first.
 
 
 class ArtifactError(ValueError):
   """A prompt that cannot be used, or not here; the message says why."""
+
+
+def _shown(text: str) -> str:
+  """A text of a file for a message: one line that moves no cursor."""
+  plain = ''.join(c if c.isprintable() else '?' for c in text[:_SHOWN])
+  return plain if len(text) <= _SHOWN else f'{plain}...'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +73,9 @@ class Base:
 
   def __str__(self) -> str:
     shape = 'x'.join(map(str, self.embeddings or ())) or 'unknown'
-    return (f'{self.path or "an initialised model"} ({self.parameters:,} '
-            f'parameters, embeddings {shape}, {self.fingerprint[:12]})')
+    return (f'{_shown(self.path or "an initialised model")} '
+            f'({self.parameters:,} parameters, embeddings {shape}, '
+            f'{_shown(self.fingerprint[:12])})')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +93,8 @@ class Tokenizer:
   fingerprint: str
 
   def __str__(self) -> str:
-    return f'{self.kind} of {self.size:,} ({self.fingerprint[:12]})'
+    return (f'{_shown(self.kind)} of {self.size:,} '
+            f'({_shown(self.fingerprint[:12])})')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +160,8 @@ _NESTED = {'parent': Parent, 'base': Base, 'tokenizer': Tokenizer}
 _TEXTS = {'sha256', 'parameter', 'task', 'recipe', 'fingerprint', 'path',
           'kind', 'file'}
 _SHAPES = {'shape', 'embeddings'}
+_LONGEST = {'recipe': 2**20}  # Characters; of other texts `_LONGEST_TEXT`.
+_LONGEST_TEXT = 4096
 
 
 def _made(cls: Any, fields: Any, where: str) -> Any:
@@ -160,7 +171,7 @@ def _made(cls: Any, fields: Any, where: str) -> Any:
     found = fields.keys() if isinstance(fields, dict) else set()
     raise ArtifactError(
         f'{where} has other keys than it must have: '
-        f'{", ".join(sorted(known.keys() ^ found))}')
+        f'{_shown(", ".join(sorted(known.keys() ^ found)))}')
   values = {}
   for name, value in fields.items():
     optional = known[name].default is None
@@ -182,7 +193,8 @@ def _value(name: str, value: Any) -> Any:
         _is_integer(size) and size > 0 for size in value)
     value = tuple(value) if good else value
   elif name in _TEXTS:
-    good = isinstance(value, str)
+    good = isinstance(value, str) and (
+        len(value) <= _LONGEST.get(name, _LONGEST_TEXT))
   else:
     good = _is_integer(value) and value >= 0
   if not good:
@@ -371,7 +383,8 @@ def read(folder: str | pathlib.Path) -> Artifact:
         untrusted_files.inside(folder, _TENSORS))
     if sorted(tensors) != [_TENSOR]:
       raise ArtifactError(
-          f'{_TENSORS} holds {sorted(tensors)[:3]}; expected one tensor, '
+          f'{_TENSORS} holds {_shown(str(sorted(tensors)[:3]))}; expected '
+          'one tensor, '
           f'{_TENSOR!r}')
     tensor = tensors[_TENSOR]
     if tensor.dtype != np.float32 or tensor.shape != record.shape:

@@ -170,6 +170,12 @@ DAMAGE = {
     'a huge step': (lambda f: rewritten(f, step=10**400), 'step is'),
     'a huge table': (lambda f: rewritten(f, tokenizer={
         'kind': 'a', 'size': 2**63, 'fingerprint': 'b'}), 'size is'),
+    'a novel as path': (lambda f: rewritten(f, base=dataclasses.asdict(
+        dataclasses.replace(BASE, path='x' * 500_000))), 'path is'),
+    'a library as recipe': (lambda f: rewritten(f, recipe='x' * 2**21),
+                            'recipe is'),
+    'a key that clears the screen': (lambda f: rewritten(
+        f, **{'\x1b[2J' + 'x' * 5000: 1}), r'other keys.*\?\[2J'),
     'another name': (lambda f: with_tensors(f, prompts=VALUES),
                      'expected one tensor'),
     'an extra tensor': (lambda f: with_tensors(
@@ -200,6 +206,17 @@ def test_damage_is_one_clear_error_that_names_the_folder(folder, damage):
     prompt_artifacts.read(folder)
   assert str(folder) in str(caught.value)
   assert len(str(caught.value).splitlines()) == 1
+  assert str(caught.value).isprintable() and len(str(caught.value)) < 1000
+
+
+def test_what_a_message_says_of_a_file_is_short_and_moves_no_cursor():
+  hostile = '\x1b[2J\n\r\u202e\x9b' + 'x' * 4000
+  for found in (
+      dataclasses.replace(BASE, path=hostile),
+      dataclasses.replace(BASE, fingerprint=hostile),
+      prompt_artifacts.Tokenizer(hostile, 32, hostile)):
+    assert str(found).isprintable() and '?[2J????' in str(found)
+    assert len(str(found)) < 600
 
 
 def test_a_flipped_bit_is_never_read(folder):
