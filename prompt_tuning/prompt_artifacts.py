@@ -34,6 +34,7 @@ Parameters = Mapping[str, Array] | Mapping[str, lazy_arrays.LazyArray]
 
 SUFFIX = '.artifact'
 RECORD = 'prompt.json'
+LONGEST_RECIPE = 2**20  # Characters.
 _TENSORS = 'prompt.safetensors'
 _CARD = 'README.md'
 _TENSOR = 'prompt'
@@ -160,8 +161,7 @@ _NESTED = {'parent': Parent, 'base': Base, 'tokenizer': Tokenizer}
 _TEXTS = {'sha256', 'parameter', 'task', 'recipe', 'fingerprint', 'path',
           'kind', 'file'}
 _SHAPES = {'shape', 'embeddings'}
-_LONGEST = {'recipe': 2**20}  # Characters; of other texts `_LONGEST_TEXT`.
-_LONGEST_TEXT = 4096
+_LONGEST_TEXT = 4096  # Characters; only a recipe may have more.
 
 
 def _made(cls: Any, fields: Any, where: str) -> Any:
@@ -194,7 +194,8 @@ def _value(name: str, value: Any) -> Any:
     value = tuple(value) if good else value
   elif name in _TEXTS:
     good = isinstance(value, str) and (
-        len(value) <= _LONGEST.get(name, _LONGEST_TEXT))
+        len(value) <= (
+            LONGEST_RECIPE if name == 'recipe' else _LONGEST_TEXT))
   else:
     good = _is_integer(value) and value >= 0
   if not good:
@@ -346,7 +347,8 @@ def write(
         place / _TENSORS,
         {_TENSOR: np.ascontiguousarray(prompt, np.float32)}, {'format': 'pt'})
     (place / RECORD).write_text(_text(record), encoding='utf-8')
-    (place / _CARD).write_text(_card(record), encoding='utf-8')
+    (place / _CARD).write_text(
+        _card(record), encoding='utf-8', errors='replace')
     read(place)
 
 

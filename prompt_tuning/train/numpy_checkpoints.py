@@ -127,7 +127,7 @@ class Checkpointer(checkpoints.Checkpointer):
         self._known, base=self._base, metrics=_figures(folder, step),
         seed=record.seed, first_step=record.first_step, step=step,
         batch_size=record.batch_size,
-        recipe=recipe.read_text() if recipe.exists() else None)
+        recipe=_text(recipe) if recipe.exists() else None)
 
   def save_numpy(
       self,
@@ -165,8 +165,10 @@ class Checkpointer(checkpoints.Checkpointer):
     temporary = self._folder / f'{final.name}.tmp-0'
     try:
       self._write(chosen, final, temporary, records or {})
-    except OSError as error:
+    except BaseException as error:
       temporary.rmtree(missing_ok=True)
+      if not isinstance(error, OSError):
+        raise
       raise checkpoints.CheckpointError(
           f'{final} could not be written ({error}). Earlier saves are '
           'untouched; see that the disk has space and that the folder can be '
@@ -212,6 +214,12 @@ def _figures(folder: epath.Path, step: int) -> dict[str, float]:
         found |= {f'{task}/{name}': value for name, value in row.items()
                   if type(value) in (int, float) and math.isfinite(value)}
   return found
+
+
+def _text(file: epath.Path) -> str:
+  """What an artifact quotes of a file; no text is a reason not to save."""
+  text = file.read_bytes().decode('utf-8', errors='replace')
+  return text[:prompt_artifacts.LONGEST_RECIPE]
 
 
 def _whole(value: Any) -> np.ndarray:

@@ -231,6 +231,28 @@ def test_a_file_in_the_place_of_a_step_is_not_moved(tmp_path):
   assert [p.name for p in blocked.parent.iterdir()] == ['checkpoint_7']
 
 
+@pytest.mark.parametrize('task,recipe,kept', [
+    ('rte\udcff', b'', ''), ('rte', b'# caf\xe9\n', '# caf\ufffd\n'),
+    ('rte', b'#' * (2**20 + 1), '#' * 2**20)],
+    ids=['surrogate', 'latin-1', 'long'])
+def test_no_description_keeps_a_prompt_from_being_saved(
+    tmp_path, task, recipe, kept):
+  (tmp_path / 'config.gin').write_bytes(recipe)
+  checkpointer(tmp_path, task=task).save(state_with(7, VALUES, FROZEN), RECORD)
+  record = prompt_artifacts.read(
+      tmp_path / 'numpy_checkpoints' / 'checkpoint_7' / f'{NAME}.artifact'
+  ).record
+  assert (record.task, record.recipe) == (task, kept)
+
+
+def test_an_artifact_that_is_refused_leaves_no_trace(tmp_path):
+  with pytest.raises(prompt_artifacts.ArtifactError, match='task is'):
+    checkpointer(tmp_path, task='x' * 5000).save(
+        state_with(7, VALUES, FROZEN), RECORD)
+  assert not files_below(tmp_path)
+  assert not list(tmp_path.rglob('*.tmp-0'))
+
+
 def test_where_everything_is_trained_there_is_no_artifact(tmp_path):
   checkpointer(tmp_path).save(state_with(7, VALUES), RECORD)
   assert files_below(tmp_path / 'numpy_checkpoints') == [
