@@ -159,12 +159,14 @@ def parent_of(path: str | pathlib.Path) -> prompt_artifacts.Parent:
     path: PROMPT_FILE.
 
   Returns:
-    Its place and sum, and its task if it is an artifact.
+    Its absolute place and sum, and its task if it is an artifact.
 
   Raises:
     ValueError: see `read`.
   """
   place = located(path)
+  if '://' not in place:  # A run may go on in another working directory.
+    place = os.path.abspath(place)
   if prompt_artifacts.is_artifact(place):
     record = prompt_artifacts.read(place).record
     return prompt_artifacts.Parent(place, record.sha256, record.task)

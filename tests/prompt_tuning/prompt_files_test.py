@@ -97,6 +97,13 @@ def test_a_prompt_of_any_format_is_read(tmp_path, kind):
   assert prompt_files.parent_of(path).sha256 == RECORD.sha256
 
 
+@pytest.mark.parametrize('kind', ['npy', 'artifact'])
+def test_a_parent_is_named_by_its_absolute_path(tmp_path, kind, monkeypatch):
+  path = FORMATS[kind](tmp_path)
+  monkeypatch.chdir(tmp_path)
+  assert prompt_files.parent_of(path.name).file == str(path)
+
+
 def test_an_array_is_found_by_its_name(tmp_path):
   path = npz(tmp_path, prompt=OTHER, rte=VALUES)
   np.testing.assert_array_equal(prompt_files.read(path, 'rte'), VALUES)
