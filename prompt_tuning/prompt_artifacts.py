@@ -269,7 +269,7 @@ def _layer_axis(name: str, arrays: Parameters) -> int | None:
   A scanned model names its stacks `encoder/encoder/...`. The number of layers
   is the size that all of a stack's parameters share on `param_scan_axis`.
   """
-  stack = f'{name.split("/")[0]}/' * 2
+  stack = f'{name.partition("/")[0]}/' * 2
   if not name.startswith(stack):
     return None
   shapes = [x.shape for path, x in arrays.items() if path.startswith(stack)]
