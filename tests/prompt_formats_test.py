@@ -137,10 +137,12 @@ def test_inference_takes_any_format_and_the_right_model_only(
       enumerate((source / NAME, source, _converted(source, tmp_path, 'peft'))))
   assert first == second == third
   with pytest.raises(ValueError, match=f'but this run has {other_model}'):
-    _infer(tmp_path / 'refused', source, other_model)
+    _infer(tmp_path / 'refused', source / NAME, other_model)
   assert not (tmp_path / 'refused').exists()
-  # A numpy file says nothing of its model.
-  unchecked = _infer(tmp_path / 'numpy', source / NAME, other_model)
+  # A numpy file says nothing of its model without the artifact beside it.
+  np.save(tmp_path / 'alone.npy', np.load(source / NAME))
+  unchecked = _infer(
+      tmp_path / 'numpy', tmp_path / 'alone.npy', other_model)
   assert unchecked != first
   assert unchecked == _infer(
       tmp_path / 'anyway', source, other_model,
