@@ -79,7 +79,7 @@ def test_the_name_follows_what_makes_the_task(tmp_path):
      r"line 1, column 'label': '2' is no label; .*'no', 'yes'"),
     ('{"q": "x", "label": "1"}\n{"q": "x", "label": "maybe"}',
      {'labels': LABELS}, r"train\.jsonl, line 2, column 'label': 'maybe' is"),
-    ('{"q": "x"}', {}, r"line 1, column 'label': .* found null.*\['q'\]"),
+    ('{"q": "x"}', {}, r"line 1, column 'label': .* found none of that name.*\['q'\]"),
     ('{"q": ["x"], "label": 1}', {}, r"line 1, column 'q': .* found \[\"x\"\]"),
     ('', {}, r'train\.jsonl is empty'),
     ('{"q": }', {}, r'line 1, column 7: no JSON'),
