@@ -17,7 +17,7 @@ def _run(program, *arguments):
 FAULTS = {
     'a macro without value': (
         ['--gin_file=t5x/examples/t5/t5_1_1/tiny.gin',
-         '--gin_file=t5x/configs/runs/{program}.gin'], ' is required; set it'),
+         '--gin_file=t5x/configs/runs/{program}.gin'], ' has no value; set it'),
     'an unknown file': (['--gin_file=runs/nothing.gin'], 'no such file'),
     'a table of another width': (
         ['--gin_file=models/demo_prompt.gin',

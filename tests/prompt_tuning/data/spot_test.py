@@ -157,10 +157,14 @@ def test_a_few_examples_of_a_proportional_mixture(tiny_tfds):
 
 def test_showing_a_task_without_its_data_says_how_to_get_them(
     tfds_elsewhere, capsys, monkeypatch):
+  # A source remembers its folder and its builder.
+  name = 'glue_rte_v200_examples'
   monkeypatch.setattr(seqio.LazyTfdsLoader, '_MEMOIZED_BUILDERS', {})
+  monkeypatch.setitem(
+      seqio.TaskRegistry._REGISTRY, name, seqio.TaskRegistry.get(name).replace(
+          source=seqio.TfdsDataSource('glue/rte:2.0.0')))
   assert show_tasks.main([
-      '--task=glue_rte_v200_examples',
-      f'--tfds_data_dir={tfds_elsewhere}']) == 2
+      f'--task={name}', f'--tfds_data_dir={tfds_elsewhere}']) == 2
   shown = capsys.readouterr()
   assert (f'glue_rte_v200_examples reads glue/rte:2.0.0, which is not in '
           f'{tfds_elsewhere}') in shown.err
