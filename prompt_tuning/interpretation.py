@@ -11,11 +11,10 @@ import dataclasses
 
 from jaxtyping import Float, Int
 import numpy as np
+import sklearn.neighbors
 from t5x import lazy_arrays
 
 Prompt = Float[np.ndarray, 'P H']
-# Rows of the table that are compared at once, so that it need not fit.
-_BLOCK = 16_384
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +44,8 @@ def neighbours(
 
   Args:
     prompt: the prompt.
-    table: the table `[V, H]`; it is read in blocks of rows.
-    count: entries per token, C. Rows of zeros are never among them.
+    table: the table `[V, H]`.
+    count: entries per token, C.
 
   Returns:
     The entries.
@@ -67,28 +66,14 @@ def neighbours(
     raise ValueError(
         f'token {int(np.argmin(lengths))} of the prompt is zero, which is near '
         'to nothing.')
-  directions = np.asarray(prompt, np.float32) / lengths[:, None]
-  best = np.full((len(prompt), 0), 0.0, np.float32)
-  ids = np.full((len(prompt), 0), 0)
-  total = 0.0
-  for start in range(0, table.shape[0], _BLOCK):
-    rows = table.read_slice((
-        slice(start, min(start + _BLOCK, table.shape[0])), slice(None)))
-    sizes = norms(rows)
-    total += float(sizes.sum())
-    cosines = directions @ np.asarray(rows, np.float32).T / np.where(
-        sizes > 0, sizes, 1)
-    cosines[:, sizes == 0] = -np.inf
-    best = np.concatenate([best, cosines], axis=1)
-    ids = np.concatenate([ids, np.broadcast_to(
-        np.arange(start, start + len(rows)), cosines.shape)], axis=1)
-    # The lower id first where equal, as it is the more frequent token.
-    order = np.argsort(-best, axis=1, kind='stable')[:, :count]
-    best, ids = (np.take_along_axis(x, order, 1) for x in (best, ids))
-  return Neighbours(ids, best, total / table.shape[0])
+  rows = np.asarray(table.get(), np.float32)
+  index = sklearn.neighbors.NearestNeighbors(
+      n_neighbors=count, metric='cosine', algorithm='brute').fit(rows)
+  distances, ids = index.kneighbors(np.asarray(prompt, np.float32))
+  return Neighbours(ids, 1 - distances, float(norms(rows).mean()))
 
 
-def shared_words(found: Neighbours, ids: Sequence[int]) -> list[int]:
+def places_near(found: Neighbours, ids: Sequence[int]) -> list[int]:
   """Tokens of a prompt that have one of some entries among their nearest.
 
   Args:

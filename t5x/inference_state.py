@@ -177,7 +177,7 @@ class Restorer:
             f'{directory} holds {path} {list(found)}, but the model has '
             f'{"no such parameter" if wanted is None else list(wanted)}. Give '
             'the model files and PROMPT_LENGTH that the run was started with.')
-      if self._seed is not None and initialization.left_fresh(
+      if self._seed is not None and restoration.left_fresh(
           self._restore, path):
         raise checkpoints.CheckpointError(
             f"{directory} is a run's own save and holds {path}, but this "

@@ -266,20 +266,6 @@ def restored_dtypes(
   }
 
 
-def left_fresh(
-    restore: checkpoints.RestoreCheckpointConfig, path: str) -> bool:
-  """Whether the first rule that matches a parameter leaves it fresh.
-
-  Args:
-    restore: the rules.
-    path: of the parameter.
-  """
-  for regex, source in restore.assignment_map or ():
-    if re.fullmatch(regex, f'target/{path}'):
-      return source is None
-  return False
-
-
 def check_base(
     restore: checkpoints.RestoreCheckpointConfig,
     parameters: Parameters,
@@ -296,7 +282,7 @@ def check_base(
     ValueError: if a check refuses them.
   """
   restored = {path: value for path, value in parameters.items()
-              if not left_fresh(restore, path)}
+              if not restoration.left_fresh(restore, path)}
   for check in restore.base_checks:
     check(restored, directory)
 

@@ -141,7 +141,7 @@ def parameter_sources(
   """
   names = {f'target/{path}': path for path in infos}
   fresh = [path for name, path in names.items()
-           if name not in arrays and _is_ruled_out(name, restore)]
+           if name not in arrays and left_fresh(restore, path)]
   if missing := sorted(names.keys() - arrays.keys() - {
       f'target/{path}' for path in fresh}):
     raise checkpoints.CheckpointError(
@@ -164,11 +164,16 @@ def parameter_sources(
   return found
 
 
-def _is_ruled_out(
-    name: str, restore: checkpoints.RestoreCheckpointConfig) -> bool:
-  """Whether the first rule that matches a name gives it no source."""
+def left_fresh(
+    restore: checkpoints.RestoreCheckpointConfig, path: str) -> bool:
+  """Whether the first rule that matches a parameter gives it no source.
+
+  Args:
+    restore: the rules.
+    path: of the parameter.
+  """
   for regex, source in restore.assignment_map or ():
-    if re.fullmatch(regex, name):
+    if re.fullmatch(regex, f'target/{path}'):
       return source is None
   return False
 

@@ -61,6 +61,8 @@ class RunRecord:
     batches: batches taken from the training data so far.
     batch_size: rows of each of them; with another size they are other batches.
     base: the frozen model; None when everything is trainable.
+    task: name of the task or mixture that is trained on; None in records that
+      do not say it.
     window: metric sums since the last report, so that the next report of a
       resumed run covers the same steps.
   """
@@ -70,6 +72,7 @@ class RunRecord:
   batches: int = 0
   batch_size: int | None = None
   base: BaseRecord | None = None
+  task: str | None = None
   window: Mapping[str, Sequence[float]] = dataclasses.field(
       default_factory=dict)
 

@@ -205,7 +205,7 @@ def train(
         watch.after(_TRAIN, lambda moment: {'train': reporter.row}),
         stats_period, origin.first_step))
   if save is not None and (save.period or save.checkpoint_steps):
-    hooks.append(_save_hook(save, start, reporter, model_dir))
+    hooks.append(_save_hook(save, start, reporter, model_dir, train_data))
   if extra.gc_period:
     hooks.append(loop.Hook(_collect, extra.gc_period, origin.first_step))
   with stop.listening(), contextlib.closing(folder), _garbage(extra.gc_period):
@@ -400,14 +400,17 @@ def _save_hook(
     start: initialization.Start,
     reporter: loop.Reporter,
     model_dir: str,
+    data: datasets.DatasetConfig,
 ) -> loop.Hook:
   """Saves the run with all that a resumed one must know."""
   checkpointer = checkpoints.make_checkpointer(save, model_dir)
   first_step = start.record.first_step
+  task = data.mixture_or_task_name
 
   def run(moment: loop.Moment) -> None:
     checkpointer.save(moment.state, dataclasses.replace(
         start.record, batches=moment.step - first_step,
+        task=task if isinstance(task, str) else task.name,
         window=reporter.window()))
 
   return loop.Hook(

@@ -50,9 +50,8 @@ SCIENCE = {
         'train.prompts', 'train.layers', 'train.models', 'train.optim',
         'train.partitioning', 'train.numpy_checkpoints', 'train.utils'],
     'notebooks': ['interactive_model'],
-    'spot': [
-        'spot.similarity', 'spot.retrieval', 'spot.mixing', 'spot.library',
-        'spot.report', 'spot.__main__'],
+    'spot': [f'spot.{name}' for name in (
+        'similarity', 'retrieval', 'mixing', 'library', 'report', '__main__')],
     'tools': [
         'scripts.variables', 'scripts.extract_variable',
         'scripts.subsample_vocab', 'scripts.find_module',

@@ -5,9 +5,11 @@ import pathlib
 import shutil
 
 import numpy as np
+from prompt_tuning import prompt_artifacts
 from prompt_tuning.demo import files
 from prompt_tuning.demo import tasks
 from prompt_tuning.scripts import convert_checkpoint
+from prompt_tuning.scripts import convert_prompt
 import pytest
 from safetensors import numpy as safetensors_numpy
 from t5x import checkpoints
@@ -95,6 +97,21 @@ def test_the_prompt_starts_at_embeddings_of_the_folder(run, folder):
   for row, label in enumerate(['no', 'yes']):
     np.testing.assert_array_equal(
         prompt(run, 0)[row], table[vocabulary.encode(label)].mean(axis=0))
+
+
+def test_its_artifact_names_the_task_and_the_folder(run, folder, tmp_path):
+  record = prompt_artifacts.read(
+      run / 'numpy_checkpoints' / 'checkpoint_3' / f'{PROMPT}.artifact').record
+  assert record.task == checkpoints.Save(str(run / 'checkpoint_3')).record.task
+  assert record.task.startswith('from_files_')
+  assert record.base.path == str(folder)
+  # The same model, read by the tool.
+  np.save(tmp_path / 'plain.npy', prompt(run, 3))
+  assert convert_prompt.main([
+      f'--input={tmp_path / "plain.npy"}', f'--output={tmp_path / "bound"}',
+      '--format=artifact', f'--base_checkpoint={folder}']) == 0
+  assert prompt_artifacts.read(
+      tmp_path / 'bound').record.base.fingerprint == record.base.fingerprint
 
 
 def test_it_learns_what_it_learns_on_the_same_model_of_t5x(

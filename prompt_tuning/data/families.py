@@ -267,7 +267,7 @@ def add_uncached(
 
 
 @dataclasses.dataclass(frozen=True)
-class Proportional:
+class ExamplesProportional:
   """A task's weight: its number of training examples, up to a limit.
 
   Raffel et al., Exploring the limits of transfer learning, section 3.5.2:
@@ -294,7 +294,8 @@ class Proportional:
 
 def add_mixture(
     name: str,
-    tasks: Sequence[str] | Mapping[str, float] | Mapping[str, Proportional],
+    tasks: (Sequence[str] | Mapping[str, float]
+            | Mapping[str, ExamplesProportional]),
 ) -> None:
   """Adds one mixture, unless there is one of its name.
 

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   add('--task_type', default=peft.TASK_TYPES[0], choices=peft.TASK_TYPES,
       help='Format peft.')
   add('--base_checkpoint',
-      help='Format artifact: the frozen model, in the layout of T5X or ours.')
+      help='Format artifact: the frozen model, a checkpoint of any layout.')
   return command.run(parser, _convert, arguments)
 
 

@@ -57,7 +57,7 @@ def _inspect(flags: argparse.Namespace) -> None:
       f'{len(prompt)} tokens of width {prompt.shape[1]}; length on average '
       f'{lengths.mean():.4g}, of embeddings {found.mean_norm:.4g}.')
   for label in flags.labels:
-    places = interpretation.shared_words(found, vocabulary.encode(label))
+    places = interpretation.places_near(found, vocabulary.encode(label))
     command.say(f'{label!r} is near to {len(places)} tokens: {places}')
 
 

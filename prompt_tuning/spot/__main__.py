@@ -14,9 +14,9 @@ import argparse
 from collections.abc import Sequence
 import sys
 
-import numpy as np
+from prompt_tuning import numpy_files
 from prompt_tuning import prompt_files
-from prompt_tuning.spot import library as library_lib
+from prompt_tuning.spot import library as prompt_library
 from prompt_tuning.spot import mixing
 from prompt_tuning.spot import similarity
 from t5x.scripts import command
@@ -29,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
   for name, (action, text) in _COMMANDS.items():
     sub = commands.add_parser(name, help=text, description=text)
     sub.set_defaults(action=action)
-    sub.add_argument('--library', required=True, help='The folder of prompts.')
+    sub.add_argument('--library', dest='folder', required=True,
+                     help='The folder of prompts.')
     _ARGUMENTS[name](sub)
   return command.run(parser, lambda flags: flags.action(flags), arguments)
 
@@ -38,14 +39,14 @@ def _add(flags: argparse.Namespace) -> None:
   """Copies prompts into the library."""
   if flags.name and len(flags.prompts) > 1:
     raise ValueError('--name is for one prompt; leave it out for several.')
-  library = library_lib.Library(flags.library)
+  library = prompt_library.PromptLibrary(flags.folder)
   for path in flags.prompts:
     command.say(library.add(path, flags.name))
 
 
 def _list(flags: argparse.Namespace) -> None:
   """One line per prompt."""
-  library = library_lib.Library(flags.library)
+  library = prompt_library.PromptLibrary(flags.folder)
   for name in library.names():
     record = library.read(name).record
     figures = '  '.join(f'{key} {value:.4g}'
@@ -56,7 +57,7 @@ def _list(flags: argparse.Namespace) -> None:
 
 def _verify(flags: argparse.Namespace) -> int:
   """Reads everything; 1 if something cannot be used."""
-  library = library_lib.Library(flags.library)
+  library = prompt_library.PromptLibrary(flags.folder)
   problems = library.verify()
   for name, problem in problems.items():
     command.say(f'{name}: {problem}')
@@ -67,14 +68,14 @@ def _verify(flags: argparse.Namespace) -> int:
 def _remove(flags: argparse.Namespace) -> None:
   """Removes prompts by name."""
   for name in flags.names:
-    library_lib.Library(flags.library).remove(name)
+    prompt_library.PromptLibrary(flags.folder).remove(name)
 
 
 def _retrieve(flags: argparse.Namespace) -> None:
   """The most similar prompts, and their mean if it is wanted."""
   if flags.average:
     command.require_absent(flags.average)
-  library = library_lib.Library(flags.library)
+  library = prompt_library.PromptLibrary(flags.folder)
   found = library.similar(prompt_files.read(flags.prompt), flags.measure)
   for name in list(found)[:flags.k]:
     command.say(f'{found[name]:8.4f}  {name}')
@@ -83,8 +84,7 @@ def _retrieve(flags: argparse.Namespace) -> None:
     mean = mixing.weighted_average(
         [library.read(name).prompt for name in weights],
         list(weights.values()))
-    with open(flags.average, 'xb') as file:
-      np.save(file, mean, allow_pickle=False)
+    numpy_files.write(flags.average, mean)
     command.say(f'{flags.average}: the mean of {len(weights)}, weighted by '
                 'similarity')
 

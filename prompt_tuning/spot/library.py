@@ -27,11 +27,11 @@ Record = prompt_artifacts.Record
 _NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._:+-]{0,199}')
 
 
-class LibraryError(ValueError):
+class PromptLibraryError(ValueError):
   """A prompt that a library does not have or cannot take."""
 
 
-class Library:
+class PromptLibrary:
   """The prompts in a folder."""
 
   def __init__(self, folder: str | pathlib.Path):
@@ -60,7 +60,7 @@ class Library:
       The artifact.
 
     Raises:
-      LibraryError: if there is none of that name.
+      PromptLibraryError: if there is none of that name.
       ArtifactError: if it is damaged.
     """
     return prompt_artifacts.read(self._existing(name))
@@ -76,13 +76,13 @@ class Library:
       The name.
 
     Raises:
-      LibraryError: if it is no artifact, has no task to be named by, or is of
-        another model or width than the library.
+      PromptLibraryError: if it is no artifact, has no task to be named by, or
+        is of another model or width than the library.
       t5x.whole_writes.ExistsError: if there is one of that name.
     """
     place = prompt_files.located(path)
     if not prompt_artifacts.is_artifact(place):
-      raise LibraryError(
+      raise PromptLibraryError(
           f'{place} is no prompt artifact, so that nothing is known of it. '
           'Make one: python -m prompt_tuning.scripts.convert_prompt '
           '--format=artifact --base_checkpoint=...')
@@ -102,7 +102,7 @@ class Library:
       name: of the prompt.
 
     Raises:
-      LibraryError: if there is none of that name.
+      PromptLibraryError: if there is none of that name.
     """
     doomed = pathlib.Path(tempfile.mkdtemp(
         dir=self._existing(name).parent, prefix=f'.{name}.'))
@@ -110,7 +110,7 @@ class Library:
       # Nobody reads half of what is being removed.
       os.rename(self.folder / name, doomed / name)
     except FileNotFoundError as error:
-      raise LibraryError(
+      raise PromptLibraryError(
           f'{self.folder}: {name!r} was removed meanwhile.') from error
     finally:
       shutil.rmtree(doomed)
@@ -129,7 +129,7 @@ class Library:
         found = self.read(name)
         first = first or found
         _require_same_base(found.record, first, name)
-      except (prompt_artifacts.ArtifactError, LibraryError) as error:
+      except (prompt_artifacts.ArtifactError, PromptLibraryError) as error:
         problems[name] = str(error)
     return problems
 
@@ -150,15 +150,16 @@ class Library:
       Similarities by name, the greatest first.
 
     Raises:
-      LibraryError: if there is no such measure, or nothing to compare with.
+      PromptLibraryError: if there is no such measure, or nothing to compare
+        with.
     """
     if measure not in similarity.MEASURES:
-      raise LibraryError(
+      raise PromptLibraryError(
           f'{measure!r} is no measure of similarity; expected one of '
           f'{", ".join(similarity.MEASURES)}.')
     names = self.names() if names is None else names
     if not names:
-      raise LibraryError(f'{self.folder} has no prompts to compare with.')
+      raise PromptLibraryError(f'{self.folder} has no prompts to compare with.')
     (found,) = similarity.MEASURES[measure](
         [prompt], [self.read(name).prompt for name in names])
     by_name = dict(zip(names, found.tolist(), strict=True))
@@ -168,7 +169,7 @@ class Library:
     """The folder of a prompt."""
     names = self.names()
     if name not in names:
-      raise LibraryError(
+      raise PromptLibraryError(
           f'{self.folder} has no prompt {name!r}; it has {len(names)}: '
           f'{", ".join(names[:5])}{", ..." if len(names) > 5 else ""}.')
     return self.folder / name
@@ -177,7 +178,7 @@ class Library:
 def _default_name(record: Record) -> str:
   """What a prompt is called if nobody says."""
   if record.task is None:
-    raise LibraryError(
+    raise PromptLibraryError(
         'the prompt does not say which task it was trained on; give it a name.')
   parts = [re.sub(r'[^A-Za-z0-9._:+-]', '_', record.task)]
   parts += [f'{what}{value}' for what, value in (
@@ -188,7 +189,7 @@ def _default_name(record: Record) -> str:
 def _require_name(name: str) -> None:
   """Fails on what cannot be the name of a folder everywhere."""
   if not _NAME.fullmatch(name):
-    raise LibraryError(
+    raise PromptLibraryError(
         f'{name[:80]!r} cannot be the name of a prompt; expected at most 200 '
         'letters, digits, and . _ : + - after the first.')
 
@@ -197,11 +198,11 @@ def _require_same_base(
     record: Record, other: prompt_artifacts.Artifact, place: str) -> None:
   """Fails if two prompts are not of one model."""
   if record.shape[1] != other.record.shape[1]:
-    raise LibraryError(
+    raise PromptLibraryError(
         f'{place} has vectors of width {record.shape[1]}, the library of width '
         f'{other.record.shape[1]}; prompts of one model only can be compared.')
   ours, theirs = record.base, other.record.base
   if ours and theirs and ours.fingerprint != theirs.fingerprint:
-    raise LibraryError(
+    raise PromptLibraryError(
         f'{place} was trained on {ours}, the prompts of the library on '
         f'{theirs}; keep a library for each model.')

@@ -9,7 +9,6 @@ table 2); `correlation` says how well similarity predicts transfer.
 from collections.abc import Mapping, Sequence
 import dataclasses
 
-from jaxtyping import Float
 import numpy as np
 import scipy.stats
 
@@ -255,18 +254,9 @@ def mean_correlation(
     raise ValueError(
         f'{len(means)} target tasks have a correlation; a mean over tasks '
         'needs at least 2.')
-  low, high = _bootstrap(means, confidence, resamples, seed)
+  low, high = scipy.stats.bootstrap(
+      (means,), np.mean, method='percentile', n_resamples=resamples,
+      confidence_level=confidence, rng=np.random.default_rng(seed),
+  ).confidence_interval
   return Correlation(
-      float(means.mean()), low, high, float('nan'), len(means))
-
-
-def _bootstrap(
-    values: Float[np.ndarray, ' n'], confidence: float, resamples: int,
-    seed: int,
-) -> tuple[float, float]:
-  """Percentile interval of a mean."""
-  rng = np.random.default_rng(seed)
-  drawn = rng.choice(values, (resamples, len(values))).mean(axis=1)
-  tail = 50 * (1 - confidence)
-  low, high = np.percentile(drawn, [tail, 100 - tail])
-  return float(low), float(high)
+      float(means.mean()), float(low), float(high), float('nan'), len(means))

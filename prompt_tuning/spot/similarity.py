@@ -39,7 +39,7 @@ def average_tokens(
     Similarities in [-1, 1].
 
   Raises:
-    ValueError: see `checked`; also for tokens whose mean is zero.
+    ValueError: see `comparable`; also for tokens whose mean is zero.
   """
   return _product(
       lambda prompt: _directions(prompt.mean(axis=0)), prompts, others)
@@ -60,7 +60,7 @@ def token_pairs(
     Similarities in [-1, 1]; that of a prompt with itself is below 1.
 
   Raises:
-    ValueError: see `checked`; also for a token that is zero.
+    ValueError: see `comparable`; also for a token that is zero.
   """
   return _product(
       lambda prompt: _directions(prompt).mean(axis=0), prompts, others)
@@ -83,7 +83,7 @@ def matched_tokens(
     Similarities in [-1, 1].
 
   Raises:
-    ValueError: see `checked`; also for a token that is zero.
+    ValueError: see `comparable`; also for a token that is zero.
   """
   first, second = _both(_directions, prompts, others)
   found = np.empty((len(first), len(second)))
@@ -117,7 +117,7 @@ def subspaces(
     Similarities in [0, 1]; for random prompts `dimensions` / H on average.
 
   Raises:
-    ValueError: see `checked`; also if a prompt has fewer dimensions.
+    ValueError: see `comparable`; also if a prompt has fewer dimensions.
   """
   def basis(prompt: Prompt) -> Float[np.ndarray, 'D H']:
     _, sizes, directions = np.linalg.svd(prompt, full_matrices=False)
@@ -141,7 +141,7 @@ MEASURES: dict[str, Measure] = {
     for function in (average_tokens, token_pairs, matched_tokens, subspaces)}
 
 
-def checked(prompts: Sequence[Prompt]) -> list[Prompt]:
+def comparable(prompts: Sequence[Prompt]) -> list[Prompt]:
   """Prompts in float64, as every measure computes.
 
   Args:
@@ -179,7 +179,7 @@ def _both(
   """What a measure compares of both sides."""
   if others is not None and not len(others):
     raise ValueError('no other prompts are given to compare with.')
-  everything = checked([*prompts, *(() if others is None else others)])
+  everything = comparable([*prompts, *(() if others is None else others)])
   embedded = [embed(prompt) for prompt in everything]
   first = embedded[:len(prompts)]
   return first, first if others is None else embedded[len(prompts):]

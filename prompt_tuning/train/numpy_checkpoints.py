@@ -66,7 +66,6 @@ class Checkpointer(checkpoints.Checkpointer):
       directory: str,
       *,
       save_paths: Sequence[str],
-      task: Any = None,
       vocabulary: Any = None,
       parent: str | None = None,
       **options: Any,
@@ -76,7 +75,6 @@ class Checkpointer(checkpoints.Checkpointer):
     Args:
       directory: the run's folder.
       save_paths: regexes on parameter paths, without a leading `/`.
-      task: name of the task or mixture that is trained on, or itself.
       vocabulary: SeqIO vocabulary of the inputs.
       parent: PROMPT_FILE, if the prompt begins as another one.
       **options: see the base class.
@@ -88,7 +86,6 @@ class Checkpointer(checkpoints.Checkpointer):
     self._save_paths = tuple(save_paths)
     self._known = prompt_artifacts.Record(
         shape=(), sha256='',
-        task=None if task is None else str(getattr(task, 'name', task)),
         tokenizer=(None if vocabulary is None
                    else prompt_artifacts.tokenizer_of(vocabulary)),
         parent=None if parent is None else prompt_files.parent_of(parent))
@@ -125,8 +122,8 @@ class Checkpointer(checkpoints.Checkpointer):
     recipe = folder / 'config.gin'
     return dataclasses.replace(
         self._known, base=self._base, metrics=_figures(folder, step),
-        seed=record.seed, first_step=record.first_step, step=step,
-        batch_size=record.batch_size,
+        task=record.task, seed=record.seed, first_step=record.first_step,
+        step=step, batch_size=record.batch_size,
         recipe=_text(recipe) if recipe.exists() else None)
 
   def save_numpy(

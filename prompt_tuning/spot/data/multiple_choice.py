@@ -58,4 +58,4 @@ DATASETS = (
 families.register_plain(*DATASETS)
 RACE = ('spot_race_high_v200', 'spot_race_middle_v200')
 families.add_mixture(
-    'spot_race_v200', dict.fromkeys(RACE, families.Proportional()))
+    'spot_race_v200', dict.fromkeys(RACE, families.ExamplesProportional()))

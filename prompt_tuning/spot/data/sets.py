@@ -99,4 +99,4 @@ MIXTURES['all'] = tuple(dict.fromkeys(itertools.chain(
 for _name, _tasks in MIXTURES.items():
   families.add_mixture(
       f'spot_{_name}_mixture',
-      dict.fromkeys(_tasks, families.Proportional()))
+      dict.fromkeys(_tasks, families.ExamplesProportional()))

@@ -125,10 +125,10 @@ def test_mixing_is_in_proportion_up_to_a_limit(tiny_tfds):
       'spot_crisscrossed_captions_v100': 2, 'spot_glue_mrpc_v200': 202,
       'spot_glue_qqp_v200': 10002, 'spot_glue_stsb_v200': 3}
   task = seqio.TaskRegistry.get('spot_glue_qqp_v200')
-  assert families.Proportional(500)(task) == 500
-  assert families.Proportional() == families.Proportional(524_288)
+  assert families.ExamplesProportional(500)(task) == 500
+  assert families.ExamplesProportional().limit == 524_288
   evaluated = seqio.TaskRegistry.get('spot_glue_mnli_validation_matched_v200')
-  assert families.Proportional()(evaluated) == 0
+  assert families.ExamplesProportional()(evaluated) == 0
 
 
 @pytest.fixture

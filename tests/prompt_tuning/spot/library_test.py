@@ -7,7 +7,7 @@ import re
 import numpy as np
 from prompt_tuning import prompt_artifacts
 from prompt_tuning.spot import __main__ as program
-from prompt_tuning.spot import library as library_lib
+from prompt_tuning.spot import library as prompt_library
 from prompt_tuning.spot import mixing
 from prompt_tuning.spot import similarity
 import pytest
@@ -34,7 +34,7 @@ def artifact(folder, task='mnli', seed=0, **changes):
 
 @pytest.fixture
 def library(tmp_path):
-  return library_lib.Library(tmp_path / 'library')
+  return prompt_library.PromptLibrary(tmp_path / 'library')
 
 
 @pytest.fixture
@@ -88,7 +88,8 @@ def test_removing(filled):
   filled.remove('mnli-seed1-step10000')
   assert filled.names() == ['mnli-seed0-step10000', 'mnli-seed2-step10000']
   assert sorted(p.name for p in filled.folder.iterdir()) == filled.names()
-  with pytest.raises(library_lib.LibraryError, match='has no prompt.*has 2'):
+  with pytest.raises(
+      prompt_library.PromptLibraryError, match='has no prompt.*has 2'):
     filled.remove('mnli-seed1-step10000')
 
 
@@ -130,7 +131,7 @@ def test_what_does_not_fit_is_refused(filled, tmp_path, changes, message):
   renamed = dataclasses.replace(values.record, task=task)
   prompt_artifacts.write(tmp_path / 'other' / 'x', values.prompt, renamed)
   before = filled.names()
-  with pytest.raises(library_lib.LibraryError, match=message):
+  with pytest.raises(prompt_library.PromptLibraryError, match=message):
     filled.add(tmp_path / 'other' / 'x')
   assert filled.names() == before
 
@@ -144,11 +145,13 @@ def test_a_prompt_of_another_model_that_came_in_is_found(filled, tmp_path):
 
 def test_what_is_no_artifact_is_refused(library, tmp_path):
   np.save(tmp_path / 'a.npy', values_of(0))
-  with pytest.raises(library_lib.LibraryError, match='convert_prompt'):
+  with pytest.raises(prompt_library.PromptLibraryError, match='convert_prompt'):
     library.add(tmp_path / 'a.npy')
-  with pytest.raises(library_lib.LibraryError, match='no prompts to compare'):
+  with pytest.raises(
+      prompt_library.PromptLibraryError, match='no prompts to compare'):
     library.similar(values_of(0))
-  with pytest.raises(library_lib.LibraryError, match="'cosine' is no measure"):
+  with pytest.raises(
+      prompt_library.PromptLibraryError, match="'cosine' is no measure"):
     library.similar(values_of(0), 'cosine')
 
 
@@ -170,7 +173,7 @@ def test_the_command_line(tmp_path, capsys):
              '--measure=average_tokens', f'--average={mean}') == 0
   first, second, _ = capsys.readouterr().out.splitlines()
   assert re.fullmatch(r' +1\.0000  mnli-seed2-step10000', first)
-  library = library_lib.Library(tmp_path / 'library')
+  library = prompt_library.PromptLibrary(tmp_path / 'library')
   weights = mixing.similarity_weights(
       library.similar(values_of(2), 'average_tokens'), 2)
   assert second.endswith(list(weights)[1])

@@ -181,9 +181,9 @@ def test_an_artifact_says_what_a_prompt_was_trained_on(tmp_path):
   parent = tmp_path / 'parent.npy'
   np.save(parent, VALUES + 1)
   saver = checkpointer(
-      tmp_path, task='rte', vocabulary=Vocabulary(), parent=str(parent))
+      tmp_path, vocabulary=Vocabulary(), parent=str(parent))
   saver.save(state_with(7, VALUES, FROZEN), dataclasses.replace(
-      RECORD, base=BASE, seed=3, first_step=5, batch_size=16))
+      RECORD, base=BASE, task='rte', seed=3, first_step=5, batch_size=16))
   folder = (tmp_path / 'numpy_checkpoints' / 'checkpoint_7')
   artifact = prompt_artifacts.read(folder / f'{NAME}.artifact')
   np.testing.assert_array_equal(artifact.prompt, VALUES, strict=True)
@@ -205,8 +205,7 @@ def test_saving_an_artifact_again_leaves_its_files(tmp_path):
   before = {}
   for recipe in ('USE_HARDWARE_RNG = False', 'USE_HARDWARE_RNG = True'):
     (tmp_path / 'config.gin').write_text(recipe)
-    checkpointer(tmp_path, task='rte').save(
-        state_with(7, VALUES, FROZEN), RECORD)
+    checkpointer(tmp_path).save(state_with(7, VALUES, FROZEN), RECORD)
     shutil.rmtree(tmp_path / 'checkpoint_7')
     after = {p: p.read_bytes() for p in folder.rglob('*') if p.is_file()}
     assert before in ({}, after)
@@ -216,7 +215,7 @@ def test_saving_an_artifact_again_leaves_its_files(tmp_path):
 
 
 def test_a_numpy_file_without_an_artifact_is_left_alone(tmp_path):
-  saver = checkpointer(tmp_path, task='rte')
+  saver = checkpointer(tmp_path)
   saver.save_numpy({PATH: VALUES}, 7)
   saver.save(state_with(7, VALUES, FROZEN), RECORD)
   assert files_below(tmp_path / 'numpy_checkpoints') == [f'checkpoint_7/{NAME}']
@@ -238,7 +237,8 @@ def test_a_file_in_the_place_of_a_step_is_not_moved(tmp_path):
 def test_no_description_keeps_a_prompt_from_being_saved(
     tmp_path, task, recipe, kept):
   (tmp_path / 'config.gin').write_bytes(recipe)
-  checkpointer(tmp_path, task=task).save(state_with(7, VALUES, FROZEN), RECORD)
+  checkpointer(tmp_path).save(
+      state_with(7, VALUES, FROZEN), dataclasses.replace(RECORD, task=task))
   record = prompt_artifacts.read(
       tmp_path / 'numpy_checkpoints' / 'checkpoint_7' / f'{NAME}.artifact'
   ).record
@@ -247,8 +247,9 @@ def test_no_description_keeps_a_prompt_from_being_saved(
 
 def test_an_artifact_that_is_refused_leaves_no_trace(tmp_path):
   with pytest.raises(prompt_artifacts.ArtifactError, match='task is'):
-    checkpointer(tmp_path, task='x' * 5000).save(
-        state_with(7, VALUES, FROZEN), RECORD)
+    checkpointer(tmp_path).save(
+        state_with(7, VALUES, FROZEN),
+        dataclasses.replace(RECORD, task='x' * 5000))
   assert not files_below(tmp_path)
   assert not list(tmp_path.rglob('*.tmp-0'))
 
