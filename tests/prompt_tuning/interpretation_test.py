@@ -34,9 +34,12 @@ def test_rows_of_a_prompt_are_nearest_to_themselves():
 
 
 def test_labels_are_looked_for():
-  found = interpretation.neighbours(TABLE[[4, 9, 4]], table(TABLE), 1)
-  assert interpretation.places_near(found, [4, 30]) == [0, 2]
-  assert interpretation.places_near(found, [30]) == []
+  # Each has others beside itself.
+  found = interpretation.neighbours(TABLE[[4, 9, 4]], table(TABLE), 2)
+  assert found.ids[:, 0].tolist() == [4, 9, 4]
+  assert interpretation.places_near(found, [4]) == [0, 2]
+  absent = next(i for i in range(50) if i not in found.ids)
+  assert interpretation.places_near(found, [absent]) == []
 
 
 @pytest.mark.parametrize('prompt, count, message', [
